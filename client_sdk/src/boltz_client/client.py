@@ -1,0 +1,535 @@
+"""A client of a mesh: pull models, take part in rounds, submit updates.
+
+::
+
+    async with MeshClient.open("store") as client:
+        model = await client.pull_model("volatility")
+        await client.participate(trainer, "volatility")
+
+Many clients may live in one process: each has its own certificate and so its own connection,
+which is made when it is first used.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+import grpc.aio
+from opentelemetry.trace import SpanKind
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_never
+
+from boltz_client.backoff import Backoff, Clock, system_clock
+from boltz_client.connection import answered, is_passing, secure_channel
+from boltz_client.keystore import KeyStore
+from boltz_client.mesh_keys import MeshKeys
+from boltz_client.models import PulledModel
+from boltz_client.offers import AcceptedRound, Self, check_base, check_offer
+from boltz_client.owner import OwnerLimits
+from boltz_client.seal import seal
+from boltz_client.session import Notice, Participation, Summary
+from boltz_client.spool import ModelSink, SealedUpdate, Spool, UpdateReader, remove_other_models
+from boltz_client.tracing import call_metadata, tracer
+from boltz_client.trainer import Trainer, TrainResult, local_delta
+from boltz_client.transfer import Pull, upload
+from boltz_protocol import codec, limits
+from boltz_protocol import messages as m
+from boltz_protocol.errors import (
+    ChunkOutOfOrder,
+    MalformedMessage,
+    RoundClosed,
+    StateConflict,
+    UnknownKey,
+)
+from boltz_protocol.ids import ClientId, ModelId, SessionId, new_session_id, parse_model_id
+from boltz_protocol.statement import Statement
+from boltz_protocol.v1 import (
+    aggregator_pb2,
+    aggregator_pb2_grpc,
+    model_store_pb2_grpc,
+    registry_pb2,
+    registry_pb2_grpc,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Privacy that this client has spent on a model, as the mesh counts it."""
+
+    epsilon_spent: float
+    epsilon_held: float
+    epsilon_budget: float
+    delta: float
+    unit: str
+    relation: str
+    epsilon_replace_one: float
+    rounds_charged: int
+    rounds_left: int
+
+
+@dataclass(slots=True)
+class _Connection:
+    """The channel and what hangs on it."""
+
+    channel: grpc.aio.Channel
+    registry: registry_pb2_grpc.RegistryAsyncStub = field(init=False)
+    models: model_store_pb2_grpc.ModelStoreAsyncStub = field(init=False)
+    aggregator: aggregator_pb2_grpc.AggregatorAsyncStub = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.registry = registry_pb2_grpc.RegistryStub(self.channel)
+        self.models = model_store_pb2_grpc.ModelStoreStub(self.channel)
+        self.aggregator = aggregator_pb2_grpc.AggregatorStub(self.channel)
+
+
+class MeshClient:
+    """One client of one mesh. Use it as an async context manager.
+
+    Args:
+        store: an enrolled key store; it stays open (and locked) while the client lives, and is
+            closed with it.
+        owner: limits that the owner of the data sets; see `OwnerLimits`.
+        region: told at each check-in; may be empty.
+        clock: for tests.
+
+    Raises: StateConflict when the store is not enrolled.
+    """
+
+    def __init__(
+        self,
+        store: KeyStore,
+        *,
+        owner: OwnerLimits | None = None,
+        region: str = "",
+        clock: Clock = system_clock,
+    ) -> None:
+        m.check_region(region)
+        if store.client_id is None:
+            raise StateConflict(f"the key store {store.folder} is not enrolled yet")
+        self.owner = owner if owner is not None else OwnerLimits()
+        self.region = region
+        self.session_id: SessionId = new_session_id()
+        self.spool = Spool(store.folder / "spool")
+        self._client_id: ClientId = store.client_id
+        self._store = store
+        self._clock = clock
+        self._keys = MeshKeys(store.identity.mesh, store.root)
+        self._keys_lock = asyncio.Lock()
+        self._pull_lock = asyncio.Lock()
+        self._connected: _Connection | None = None
+        self._spool_ready = False
+        self._server_ahead_ms = 0
+        self._participations: set[Participation] = set()
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls,
+        folder: Path | str,
+        *,
+        owner: OwnerLimits | None = None,
+        region: str = "",
+        clock: Clock = system_clock,
+    ) -> AsyncIterator[MeshClient]:
+        """Open a key store and a client on it.
+
+        Raises: ConfigurationError, KeyStoreLocked, StateConflict.
+        """
+        with await asyncio.to_thread(KeyStore.open, Path(folder)) as store:
+            async with cls(store, owner=owner, region=region, clock=clock) as client:
+                yield client
+
+    async def __aenter__(self) -> MeshClient:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Stop taking part, close the connection and the key store."""
+        await self.stop()
+        if self._connected is not None:
+            await self._connected.channel.close(None)
+            self._connected = None
+        self._store.close()
+
+    def __repr__(self) -> str:
+        return f"MeshClient({self._client_id}, {self.mesh_id})"
+
+    @property
+    def client_id(self) -> ClientId:
+        """This client's id."""
+        return self._client_id
+
+    @property
+    def mesh_id(self) -> str:
+        """The mesh's name."""
+        return self._store.identity.mesh
+
+    def server_time_ms(self) -> int:
+        """Unix time by the server's clock, as its last welcome showed it."""
+        return self._clock.now_ms() + self._server_ahead_ms
+
+    # --- models ---------------------------------------------------------------------------------
+
+    async def pull_model(self, model_id: str, version: int = 0) -> PulledModel:
+        """Fetch a version and verify it: signature, digest, tensors, finite numbers.
+
+        A pull that was cut off goes on where it broke off, also after a restart of the process.
+
+        Args:
+            model_id: which model.
+            version: which version; 0 is the promoted one.
+
+        Raises:
+            NotFound: no such model or version.
+            SignatureInvalid, UnknownKey, DigestMismatch, ShapeMismatch, NotFinite,
+            MalformedMessage: it is not what the mesh signed.
+            Unavailable: the mesh could not be reached, many times in a row.
+        """
+        await self._prepare_spool()
+        await self._learn_keys()
+        pull = Pull(parse_model_id(model_id), version, self._model_manifest, self._place)
+        # One at a time: two pulls of one version would write to one file.
+        async with self._pull_lock:
+            return await self._pulled(pull)
+
+    async def _pulled(self, pull: Pull) -> PulledModel:
+        with tracer().start_as_current_span("boltz.client.pull", kind=SpanKind.CLIENT) as span:
+            try:
+                async for attempt in AsyncRetrying(
+                    retry=retry_if_exception(is_passing),
+                    wait=Backoff(),
+                    stop=_StopWithoutProgress(lambda: pull.sink.offset if pull.sink else 0),
+                    reraise=True,
+                ):
+                    with attempt:
+                        await self._pull_once(pull)
+            finally:
+                pull.close()
+            assert pull.header is not None
+            assert pull.sink is not None
+            manifest = pull.header.manifest
+            span.set_attribute("boltz.bytes", manifest.size_bytes)
+            path = self._place(manifest)
+            if path is None:
+                content = pull.sink.finish(manifest.sha256)
+                return PulledModel.from_bytes(pull.header.statement, manifest, content)
+            return await asyncio.to_thread(
+                _finish_file, pull.sink, pull.header.statement, manifest, path
+            )
+
+    async def _pull_once(self, pull: Pull) -> None:
+        try:
+            await pull.run(self._connection().models, call_metadata())
+        except UnknownKey:
+            # The mesh has changed its statement key since this client last looked.
+            await self._learn_keys(fresh=True)
+            await pull.run(self._connection().models, call_metadata())
+
+    def _model_manifest(self, statement: Statement) -> m.ModelManifest:
+        payload = self._keys.verify(statement, m.MODEL_MANIFEST, self.server_time_ms())
+        manifest = codec.parse_model_manifest(payload)
+        if manifest.mesh_id != self.mesh_id:
+            raise MalformedMessage(f"a model of the mesh {manifest.mesh_id!r}", field="mesh_id")
+        return manifest
+
+    def _place(self, manifest: m.ModelManifest) -> Path | None:
+        if manifest.size_bytes <= limits.MAX_UNSPOOLED_MODEL_BYTES:
+            return None
+        name = f"{manifest.model_id}_{manifest.version}_{manifest.sha256.hex()[:32]}.safetensors"
+        return self.spool.folder / name
+
+    # --- rounds ---------------------------------------------------------------------------------
+
+    async def participate(
+        self,
+        trainer: Trainer,
+        model_id: str,
+        *,
+        rounds: int | None = None,
+        quality_bucket: int = limits.MAX_QUALITY_BUCKET,
+        notify: Callable[[Notice], None] | None = None,
+    ) -> Summary:
+        """Take part in a model's rounds for as long as this runs.
+
+        Check in, train and submit when selected, decline what the checks or the owner's limits
+        refuse, and come back after every loss of the connection. Ends after `stop()`, after
+        `rounds` rounds, or with an error after which coming back would not help.
+
+        Args:
+            trainer: trains in a thread.
+            rounds: leave after so many rounds that this client was selected for have ended.
+            quality_bucket: declared data quality, 0 (worst) to 3 (best).
+            notify: told of everything that happens; called on the event loop, must not block.
+
+        Raises:
+            ClientNotActive, Unauthenticated, PermissionDenied: the mesh shut this client out.
+            Superseded: a newer run of the same client took over.
+            NotFound: no such model.
+            ReplayRefused: this machine's clock is off.
+        """
+        await self._prepare_spool()
+        participation = Participation(
+            self,
+            trainer,
+            parse_model_id(model_id),
+            rounds=rounds,
+            quality_bucket=quality_bucket,
+            notify=notify,
+        )
+        self._participations.add(participation)
+        try:
+            return await participation.run()
+        finally:
+            self._participations.discard(participation)
+
+    async def stop(self) -> None:
+        """End every `participate` of this client; they return in order."""
+        for participation in list(self._participations):
+            participation.stop()
+        for participation in list(self._participations):
+            await participation.stopped()
+
+    async def verified_configuration(self, offer: m.RoundOffer) -> m.RoundConfiguration:
+        """The configuration in an offer, as signed by the mesh; the rest is not looked at.
+
+        Raises: UnknownKey, SignatureInvalid, MalformedMessage, LimitExceeded, NotFinite.
+        """
+        await self._learn_keys(fresh=not self._keys.knows(offer.configuration.key_id))
+        payload = self._keys.verify(
+            offer.configuration, m.ROUND_CONFIGURATION, self.server_time_ms()
+        )
+        return codec.parse_round_configuration(payload)
+
+    async def accept(self, offer: m.RoundOffer, model_id: ModelId) -> AcceptedRound:
+        """Verify an offer and hold it against the owner's limits.
+
+        Raises: as `offers.check_offer`; UnknownKey only after the mesh's keys were fetched anew.
+        """
+        await self._learn_keys(fresh=not self._keys.knows(offer.configuration.key_id))
+        return check_offer(
+            offer,
+            me=Self(
+                mesh_id=self.mesh_id,
+                client_id=self._client_id,
+                session_id=self.session_id,
+                public_key=self._store.private_key.public_key(),
+            ),
+            model_id=model_id,
+            keys=self._keys,
+            owner=self.owner,
+            now_ms=self.server_time_ms(),
+        )
+
+    async def seal_update(
+        self, accepted: AcceptedRound, base: PulledModel, result: TrainResult
+    ) -> SealedUpdate:
+        """Encode, encrypt, spool and sign what training gave. Its bytes are fixed from then on.
+
+        Raises:
+            RoundRefused: `base` is not the round's base model.
+            ShapeMismatch, NotFinite, TrainingFailed: the result does not fit the round.
+        """
+        configuration = accepted.configuration
+        check_base(configuration, base.manifest)
+
+        def work() -> SealedUpdate:
+            delta = local_delta(base.vector, base.manifest.tensors, configuration.lanes, result)
+            return seal(
+                accepted,
+                delta,
+                private_key=self._store.private_key,
+                spool=self.spool,
+                now_ms=self.server_time_ms(),
+            )
+
+        with tracer().start_as_current_span("boltz.client.encode") as span:
+            span.set_attribute("boltz.coordinates", configuration.coordinates)
+            return await asyncio.to_thread(work)
+
+    async def upload(self, sealed: SealedUpdate, deadline_ms: int) -> m.UpdateReceipt:
+        """Send a sealed update until there is a receipt; goes on after cuts.
+
+        Args:
+            deadline_ms: Unix time by the server's clock after which there is no point.
+
+        Raises:
+            RoundClosed: the deadline came first, or the mesh closed the round.
+            SignatureInvalid, MalformedMessage, UnknownKey: the receipt does not hold.
+            MeshError: the mesh refused the update.
+        """
+        manifest = sealed.manifest
+        left_s = (deadline_ms - self.server_time_ms()) / 1000
+        with tracer().start_as_current_span("boltz.client.upload", kind=SpanKind.CLIENT) as span:
+            span.set_attribute("boltz.bytes", manifest.size_bytes)
+            try:
+                with UpdateReader(sealed) as reader:
+                    async with asyncio.timeout(max(0.0, left_s)):
+                        async for attempt in AsyncRetrying(
+                            retry=retry_if_exception(_resumable),
+                            wait=Backoff(),
+                            stop=stop_never,
+                            reraise=True,
+                        ):
+                            with attempt:
+                                stub = self._connection().aggregator
+                                receipt = await upload(stub, sealed, reader, call_metadata())
+            except TimeoutError as error:
+                raise RoundClosed("the deadline came before the receipt") from error
+            return await self._checked_receipt(receipt, manifest)
+
+    async def submit_update(
+        self, accepted: AcceptedRound, base: PulledModel, result: TrainResult
+    ) -> m.UpdateReceipt:
+        """Seal and upload in one go. A second call for the same round sends the same bytes.
+
+        Raises: as `seal_update` and `upload`.
+        """
+        await self._prepare_spool()
+        configuration = accepted.configuration
+        sealed = await asyncio.to_thread(
+            self.spool.find, configuration.round_id, configuration.attempt
+        )
+        if sealed is None or sealed.manifest.session_id != accepted.entry.session_id:
+            sealed = await self.seal_update(accepted, base, result)
+        return await self.upload(sealed, configuration.deadline_ms)
+
+    async def _checked_receipt(
+        self, statement: Statement, manifest: m.UpdateManifest
+    ) -> m.UpdateReceipt:
+        await self._learn_keys(fresh=not self._keys.knows(statement.key_id))
+        payload = self._keys.verify(statement, m.UPDATE_RECEIPT, self.server_time_ms())
+        receipt = codec.parse_update_receipt(payload)
+        if (receipt.mesh_id, receipt.round_id, receipt.attempt, receipt.client_id) != (
+            self.mesh_id,
+            manifest.round_id,
+            manifest.attempt,
+            self._client_id,
+        ) or receipt.sha256 != manifest.sha256:
+            raise MalformedMessage("the receipt is for another update")
+        return receipt
+
+    # --- beside rounds --------------------------------------------------------------------------
+
+    async def privacy_budget(self, model_id: str) -> Budget:
+        """What this client has spent on a model. Raises: NotFound, Unavailable."""
+        request = aggregator_pb2.GetPrivacyBudgetRequest(
+            model_id=parse_model_id(model_id), client_id=self._client_id
+        )
+        reply = await answered(
+            self._connection().aggregator.GetPrivacyBudget(
+                request, timeout=limits.CALL_TIMEOUT_MS / 1000, metadata=call_metadata()
+            )
+        )
+        return Budget(**{name: getattr(reply, name) for name in Budget.__slots__})
+
+    async def status(self) -> str:
+        """Where the mesh says this client stands, such as "ACTIVE". Raises: MeshError."""
+        reply = await answered(
+            self._connection().registry.GetClient(
+                registry_pb2.GetClientRequest(client_id=self._client_id),
+                timeout=limits.CALL_TIMEOUT_MS / 1000,
+                metadata=call_metadata(),
+            )
+        )
+        name = registry_pb2.ClientStatus.Name(reply.client.status)
+        return name.removeprefix("CLIENT_STATUS_")
+
+    # --- for `session` --------------------------------------------------------------------------
+
+    @property
+    def aggregator(self) -> aggregator_pb2_grpc.AggregatorAsyncStub:
+        """The stub, on this client's connection."""
+        return self._connection().aggregator
+
+    @property
+    def store(self) -> KeyStore:
+        """The open key store."""
+        return self._store
+
+    def saw_server_time(self, server_time_ms: int) -> None:
+        """Remember how far the server's clock is ahead; more than any honest skew is ignored."""
+        ahead_ms = server_time_ms - self._clock.now_ms()
+        if abs(ahead_ms) <= limits.MAX_CLOCK_SKEW_MS:
+            self._server_ahead_ms = ahead_ms
+
+    def _connection(self) -> _Connection:
+        if self._connected is None:
+            store = self._store
+            self._connected = _Connection(
+                secure_channel(
+                    store.identity.mesh_address,
+                    root_pem=store.root_pem,
+                    key_pem=store.private_key_pem,
+                    chain_pem=store.chain_pem,
+                )
+            )
+        return self._connected
+
+    async def _prepare_spool(self) -> None:
+        if not self._spool_ready:
+            await asyncio.to_thread(self.spool.prepare, self._clock.now_ms())
+            self._spool_ready = True
+
+    async def _learn_keys(self, *, fresh: bool = False) -> None:
+        """Fetch the mesh's statement certificates, once or anew."""
+        async with self._keys_lock:
+            if self._keys.empty or fresh:
+                reply = await self._server_keys()
+                self._keys.learn(reply.statement_certificates_der, self.server_time_ms())
+
+    async def _server_keys(self) -> registry_pb2.GetServerKeysResponse:
+        async for attempt in AsyncRetrying(
+            retry=retry_if_exception(is_passing),
+            wait=Backoff(),
+            stop=_StopWithoutProgress(lambda: 0),
+            reraise=True,
+        ):
+            with attempt:
+                return await answered(
+                    self._connection().registry.GetServerKeys(
+                        registry_pb2.GetServerKeysRequest(),
+                        timeout=limits.CALL_TIMEOUT_MS / 1000,
+                        metadata=call_metadata(),
+                    )
+                )
+        raise AssertionError("tenacity returns or raises")
+
+
+def _resumable(error: BaseException) -> bool:
+    # The call that was cut may still be alive at the server for a moment and hold the upload, or
+    # have taken another chunk: asking again for the committed offset clears both up.
+    return is_passing(error) or isinstance(error, ChunkOutOfOrder | StateConflict)
+
+
+class _StopWithoutProgress:
+    """Stops when so many tries in a row brought no further byte."""
+
+    def __init__(self, progress: Callable[[], int]) -> None:
+        self._progress = progress
+        self._seen = -1
+        self._tries = 0
+
+    def __call__(self, retry_state: RetryCallState) -> bool:
+        reached = self._progress()
+        self._tries = 1 if reached > self._seen else self._tries + 1
+        self._seen = reached
+        return self._tries >= limits.MAX_TRANSFER_TRIES
+
+
+def _finish_file(
+    sink: ModelSink, statement: Statement, manifest: m.ModelManifest, path: Path
+) -> PulledModel:
+    sink.finish(manifest.sha256)
+    remove_other_models(path.parent, manifest.model_id, [path])
+    return PulledModel.from_file(statement, manifest, path)

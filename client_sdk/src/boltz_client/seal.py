@@ -1,0 +1,80 @@
+"""From a trainer's result to a spooled, signed, encrypted update. Blocking: runs in a thread.
+
+clip -> weigh -> round -> pack, encrypt and hash chunk by chunk -> spool -> sign. Beside the model
+and what the trainer returned this takes 4 bytes a parameter for the delta (none where the trainer
+returned a vector) and 4 for the integers.
+"""
+
+from __future__ import annotations
+
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+
+from boltz_client.offers import AcceptedRound
+from boltz_client.spool import SealedUpdate, Spool
+from boltz_protocol import codec, limits
+from boltz_protocol import messages as m
+from boltz_protocol.envelope import seal_update
+from boltz_protocol.sealing import update_context, update_layout
+from boltz_protocol.statement import sign_rsa_pss
+from boltz_protocol.update import LocalDelta, clip, encode, open_update, weigh
+
+
+def seal(
+    accepted: AcceptedRound,
+    delta: LocalDelta,
+    *,
+    private_key: RSAPrivateKey,
+    spool: Spool,
+    now_ms: int,
+) -> SealedUpdate:
+    """Encode, encrypt, spool and sign one update.
+
+    Args:
+        delta: lanes already multiplied by their scales.
+        private_key: the client's signing key.
+        now_ms: Unix time by the server's clock.
+
+    Raises:
+        ShapeMismatch, NotFinite, NormExceeded: the delta cannot be encoded.
+        OSError: the spool cannot be written.
+    """
+    configuration = accepted.configuration
+    entry = accepted.entry
+    clipped = clip(delta, clip_norm_l2=configuration.clip_norm)
+    weighted = weigh(clipped, weight=entry.weight, max_weight=configuration.max_weight)
+    update = open_update(encode(weighted, accepted.encoding))
+    context = update_context(
+        configuration,
+        accepted.configuration_sha256,
+        client_id=entry.client_id,
+        session_id=entry.session_id,
+        recipient_key_id=accepted.recipient.key.key_id,
+    )
+    layout = update_layout(configuration)
+    sealer, wrapped = seal_update(context, accepted.recipient.public_key, layout)
+    buffer = memoryview(bytearray(min(limits.CHUNK_CIPHER_BYTES, layout.cipher_size_bytes)))
+    with spool.create(configuration.round_id, configuration.attempt) as writer:
+        for index in range(layout.count):
+            size = sealer.seal_into(index, update.chunk(index), buffer)
+            writer.write(buffer[:size])
+        manifest = m.UpdateManifest(
+            round_id=configuration.round_id,
+            attempt=configuration.attempt,
+            client_id=entry.client_id,
+            session_id=entry.session_id,
+            configuration_sha256=accepted.configuration_sha256,
+            encryption_key_id=accepted.recipient.key.key_id,
+            wrapped_content_key=wrapped,
+            key_commitment=sealer.commitment,
+            sha256=writer.sha256,
+            size_bytes=writer.size_bytes,
+            weight=entry.weight,
+            # Clocks differ; the server refuses a manifest from before the configuration.
+            at_ms=max(now_ms, configuration.created_at_ms),
+        )
+        statement = sign_rsa_pss(
+            type=m.UPDATE_MANIFEST,
+            payload=codec.encode_update_manifest(manifest),
+            private_key=private_key,
+        )
+        return writer.finish(statement, manifest)

@@ -1,0 +1,231 @@
+"""The two long transfers, each one call: a pull and an upload. Retrying is the caller's.
+
+Both go on from an offset: the pull from what the sink holds, the upload from what the server says
+is durable. `client` opens them again after a cut, until they are through.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from boltz_client.connection import Duplex
+from boltz_client.spool import ModelSink, SealedUpdate, UpdateReader
+from boltz_client.tracing import Metadata
+from boltz_protocol import codec, limits
+from boltz_protocol import messages as m
+from boltz_protocol.errors import (
+    ChunkOutOfOrder,
+    LimitExceeded,
+    MalformedMessage,
+    MeshError,
+    Unavailable,
+)
+from boltz_protocol.ids import ModelId
+from boltz_protocol.statement import Statement
+from boltz_protocol.v1 import (
+    aggregator_pb2,
+    aggregator_pb2_grpc,
+    model_store_pb2,
+    model_store_pb2_grpc,
+)
+
+#: Chunks that the server may send ahead; half of them are given back at a time.
+_CREDITS: Final = 16
+
+PullCall = Duplex[model_store_pb2.PullRequest, model_store_pb2.PullResponse]
+UploadCall = Duplex[aggregator_pb2.SubmitUpdateRequest, aggregator_pb2.SubmitUpdateResponse]
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The first answer of a pull, verified."""
+
+    statement: Statement
+    manifest: m.ModelManifest
+
+
+@dataclass(slots=True)
+class Pull:
+    """A model on its way in, over as many calls as it takes.
+
+    Attributes:
+        model_id, version: what was asked for; version 0 is the promoted one.
+        verify: checks a manifest statement and parses it.
+        place: where a model file of so many bytes is to grow; None for memory.
+        header: set by the first call; later calls ask for its version.
+        sink: set with the header.
+    """
+
+    model_id: ModelId
+    version: int
+    verify: Callable[[Statement], m.ModelManifest]
+    place: Callable[[m.ModelManifest], Path | None]
+    header: Header | None = None
+    sink: ModelSink | None = None
+
+    def close(self) -> None:
+        """Let the file go."""
+        if self.sink is not None:
+            self.sink.close()
+
+    async def run(self, stub: model_store_pb2_grpc.ModelStoreAsyncStub, metadata: Metadata) -> None:
+        """One call: fetch from where the sink stands to the end.
+
+        Raises:
+            Unavailable: cut off; call again.
+            MeshError: anything else that the server, the verification or the bytes said.
+        """
+        while not await self._run_from(stub, metadata, self.sink.offset if self.sink else 0):
+            # A file that an earlier run left was found once the header named the model.
+            assert self.sink is not None
+
+    async def _run_from(
+        self, stub: model_store_pb2_grpc.ModelStoreAsyncStub, metadata: Metadata, offset: int
+    ) -> bool:
+        call = PullCall(stub.Pull, metadata)
+        try:
+            await call.write(
+                model_store_pb2.PullRequest(
+                    open=model_store_pb2.PullOpen(
+                        model_id=self.model_id,
+                        version=self.header.manifest.version if self.header else self.version,
+                        offset=offset,
+                        credits=_CREDITS,
+                    )
+                )
+            )
+            await self._take_header(await call.read())
+            assert self.sink is not None
+            if self.sink.offset == self.sink.size_bytes:
+                return True
+            if self.sink.offset != offset:
+                return False
+            await self._take_chunks(call, self.sink)
+            return True
+        finally:
+            call.cancel()
+
+    async def _take_header(self, response: model_store_pb2.PullResponse | None) -> None:
+        if response is None:
+            raise Unavailable("the mesh ended the pull before it began")
+        if response.WhichOneof("message") != "header":
+            raise MalformedMessage("a pull did not begin with a header", field="header")
+        statement = codec.statement_from_proto(response.header.version.manifest)
+        if self.header is not None and self.header.statement == statement:
+            return
+        manifest = self.verify(statement)
+        if manifest.model_id != self.model_id or self.version not in (0, manifest.version):
+            raise MalformedMessage(
+                f"version {manifest.version} of {manifest.model_id} came; "
+                f"{self.version} of {self.model_id} was asked for"
+            )
+        if self.header is not None and self.header.manifest != manifest:
+            raise MalformedMessage("the mesh changed the manifest in the middle of a pull")
+        self.header = Header(statement, manifest)
+        if self.sink is None:
+            path = self.place(manifest)
+            if path is None:
+                self.sink = ModelSink(None, manifest.size_bytes)
+            else:
+                self.sink = await asyncio.to_thread(ModelSink, path, manifest.size_bytes)
+
+    async def _take_chunks(self, call: PullCall, sink: ModelSink) -> None:
+        used = 0
+        while sink.offset < sink.size_bytes:
+            response = await call.read()
+            if response is None:
+                raise Unavailable("the mesh ended the pull in the middle of the model")
+            # Bound once: each access to a bytes field copies it.
+            data = response.chunk.data
+            if response.WhichOneof("message") != "chunk" or not data:
+                raise MalformedMessage("a chunk of the model was expected", field="chunk")
+            if response.chunk.offset != sink.offset:
+                raise ChunkOutOfOrder(
+                    f"a chunk at offset {response.chunk.offset}; {sink.offset} was expected"
+                )
+            if len(data) > min(limits.MODEL_CHUNK_BYTES, sink.size_bytes - sink.offset):
+                raise LimitExceeded("the mesh sent more of the model than its manifest says")
+            if sink.size_bytes <= limits.MAX_UNSPOOLED_MODEL_BYTES:
+                sink.write(data)
+            else:
+                await asyncio.to_thread(sink.write, data)
+            used += 1
+            if used >= _CREDITS // 2 and sink.offset < sink.size_bytes:
+                credit = model_store_pb2.PullCredit(chunks=used)
+                await call.write(model_store_pb2.PullRequest(credit=credit))
+                used = 0
+
+
+async def upload(
+    stub: aggregator_pb2_grpc.AggregatorAsyncStub,
+    sealed: SealedUpdate,
+    reader: UpdateReader,
+    metadata: Metadata,
+) -> Statement:
+    """One call: announce the update, send what the server lacks, return its receipt (unverified).
+
+    Raises:
+        Unavailable: cut off; call again.
+        MeshError: anything else that the server said.
+    """
+    call = UploadCall(stub.SubmitUpdate, metadata)
+    sender: asyncio.Task[None] | None = None
+    try:
+        manifest = codec.statement_to_proto(sealed.statement)
+        await call.write(aggregator_pb2.SubmitUpdateRequest(manifest=manifest))
+        while True:
+            response = await call.read()
+            if response is None:
+                raise Unavailable("the mesh ended the upload without a receipt")
+            match response.WhichOneof("message"):
+                case "receipt":
+                    return codec.statement_from_proto(response.receipt)
+                case "progress" if sender is None:
+                    start = response.progress.committed_bytes
+                    _check_start(start, sealed)
+                    sender = asyncio.create_task(_send(call, sealed, reader, start))
+                case "progress":
+                    pass
+                case _:
+                    raise MalformedMessage("an empty answer to an upload")
+    except asyncio.CancelledError:
+        # A sender that failed has ended the call; its error is the reason, not a cancellation.
+        if sender is not None and sender.done() and not sender.cancelled():
+            sender.result()
+        raise
+    finally:
+        call.cancel()
+        if sender is not None:
+            sender.cancel()
+            await asyncio.gather(sender, return_exceptions=True)
+
+
+def _check_start(start: int, sealed: SealedUpdate) -> None:
+    whole = start == sealed.manifest.size_bytes
+    if (start % limits.CHUNK_CIPHER_BYTES and not whole) or start > sealed.manifest.size_bytes:
+        raise MalformedMessage(
+            f"the mesh holds {start} bytes, which is no chunk's boundary", field="committed_bytes"
+        )
+
+
+async def _send(call: UploadCall, sealed: SealedUpdate, reader: UpdateReader, start: int) -> None:
+    size_bytes = sealed.manifest.size_bytes
+    single = size_bytes <= limits.CHUNK_CIPHER_BYTES
+    try:
+        for offset in range(start, size_bytes, limits.CHUNK_CIPHER_BYTES):
+            # One chunk was written a moment ago and comes from memory; a long file may not.
+            data = reader.chunk(offset) if single else await asyncio.to_thread(reader.chunk, offset)
+            await call.write(
+                aggregator_pb2.SubmitUpdateRequest(
+                    chunk=aggregator_pb2.UpdateChunk(offset=offset, data=data)
+                )
+            )
+        await call.done_writing()
+    except MeshError:
+        # A call that has ended, or a spool file that lost bytes: let nobody wait on this call.
+        call.cancel()
+        raise

@@ -1,0 +1,64 @@
+"""How an update of a round is encrypted, derived from the round's configuration by both ends."""
+
+from __future__ import annotations
+
+import math
+
+from boltz_protocol import limits
+from boltz_protocol.context import UpdateContext
+from boltz_protocol.encoding import Encoding
+from boltz_protocol.envelope import ChunkLayout
+from boltz_protocol.ids import ClientId, KeyId, SessionId
+from boltz_protocol.messages import RoundConfiguration
+
+
+def update_context(
+    configuration: RoundConfiguration,
+    configuration_sha256: bytes,
+    *,
+    client_id: ClientId,
+    session_id: SessionId,
+    recipient_key_id: KeyId,
+) -> UpdateContext:
+    """What the ciphertext of one client's update is bound to.
+
+    Args:
+        configuration_sha256: digest of the configuration's signed statement.
+        session_id: as in the client's roster entry.
+    """
+    return UpdateContext(
+        mesh=configuration.mesh_id,
+        round_id=configuration.round_id,
+        attempt=configuration.attempt,
+        client_id=client_id,
+        session_id=session_id,
+        recipient_key_id=recipient_key_id,
+        model_digest=configuration.model_sha256,
+        config_digest=configuration_sha256,
+    )
+
+
+def update_layout(configuration: RoundConfiguration) -> ChunkLayout:
+    """How an update falls into encrypted chunks. Raises: LimitExceeded."""
+    return ChunkLayout(
+        size_bytes=configuration.coordinates * limits.WIRE_BYTES,
+        chunk_bytes=limits.CHUNK_PLAIN_BYTES,
+    )
+
+
+def round_encoding(configuration: RoundConfiguration) -> Encoding:
+    """How reals become integers in a round; building it checks that the numbers agree.
+
+    The room for sums is checked for the roster's size, the most updates that can be added up.
+
+    Raises: MalformedMessage naming the number that does not fit the others.
+    """
+    return Encoding(
+        clip_norm_l2=configuration.clip_norm,
+        # A power of two, as RoundConfiguration has checked.
+        scale_log2=math.frexp(configuration.scale)[1] - 1,
+        bound_l2=configuration.bound_l2,
+        coordinates=configuration.coordinates,
+        cohort_max=configuration.roster_size,
+        noise_multiplier=configuration.noise_multiplier,
+    )

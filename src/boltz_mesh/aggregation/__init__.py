@@ -1,0 +1,1 @@
+"""Aggregation rules and server optimizers: pure functions over blocks of coordinates."""

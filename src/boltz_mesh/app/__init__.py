@@ -1,0 +1,1 @@
+"""Floor 6: configuration, wiring, server, command line, embedded PostgreSQL, demo."""

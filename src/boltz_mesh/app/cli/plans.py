@@ -1,0 +1,124 @@
+"""`boltz-mesh plan ...` and `boltz-mesh budget`: what a model is, and what its privacy allows."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+from boltz_mesh.app.cli.connection import Connect, Mesh, on_mesh
+from boltz_mesh.app.cli.output import as_dict, print_fields, print_json, say, when
+from boltz_mesh.rounds.plan import MAX_PLAN_BYTES, example_plan
+from boltz_protocol.errors import ConfigurationError
+from boltz_protocol.v1 import aggregator_pb2 as pb
+
+app = App(name="plan", help="Declare a model and how it is trained.")
+
+
+@app.command
+def apply(
+    file: Annotated[Path, Parameter(help="A plan.toml, or - for standard input.")],
+    /,
+    *,
+    dry_run: Annotated[bool, Parameter(negative="", help="Check only, change nothing.")] = False,
+    connect: Connect = Connect(),
+) -> None:
+    """Apply a plan: declare a model or change how it is trained."""
+    request = pb.ApplyPlanRequest(plan_toml=_read(file), dry_run=dry_run)
+
+    async def call(mesh: Mesh) -> pb.ApplyPlanResponse:
+        return await mesh.aggregator.ApplyPlan(request)
+
+    answer = on_mesh(connect, call)
+    if connect.json:
+        print_json(as_dict(answer))
+        return
+    plan = answer.plan
+    rounds = f"{plan.rounds_allowed} rounds" if plan.rounds_allowed else "rounds without limit"
+    if dry_run:
+        say(f"{plan.model_id}: the plan is sound; it allows {rounds}. Nothing was changed.")
+    elif answer.changed:
+        say(f"{plan.model_id}: revision {plan.revision} applied; it allows {rounds}.")
+    else:
+        say(f"{plan.model_id}: revision {plan.revision} says the same already.")
+
+
+@app.command
+def show(model_id: str, /, *, connect: Connect = Connect()) -> None:
+    """Show a model's plan in full, defaults filled in."""
+
+    async def call(mesh: Mesh) -> pb.Plan:
+        return (await mesh.aggregator.GetPlan(pb.GetPlanRequest(model_id=model_id))).plan
+
+    plan = on_mesh(connect, call)
+    if connect.json:
+        print_json(as_dict(plan))
+        return
+    print(f"# revision {plan.revision}, applied {when(plan.applied_at_ms)} by {plan.applied_by}")
+    print(plan.plan_toml, end="")
+
+
+@app.command
+def example() -> None:
+    """Print an annotated plan to start from."""
+    print(example_plan(), end="")
+
+
+def budget(
+    model_id: str,
+    /,
+    *,
+    client: Annotated[
+        str, Parameter(help="Which client; without it, the one that has spent most.")
+    ] = "",
+    connect: Connect = Connect(),
+) -> None:
+    """Show the privacy spent on a model and what is left."""
+
+    async def call(mesh: Mesh) -> pb.GetPrivacyBudgetResponse:
+        return await mesh.aggregator.GetPrivacyBudget(
+            pb.GetPrivacyBudgetRequest(model_id=model_id, client_id=client)
+        )
+
+    answer = on_mesh(connect, call)
+    if connect.json:
+        print_json(as_dict(answer))
+        return
+    if not answer.epsilon_budget:
+        say(
+            f'{model_id} runs without noise (privacy = "none"): '
+            f"{answer.rounds_charged} rounds gave no guarantee, and no epsilon is printed."
+        )
+        return
+    one = f"at delta {answer.delta:g}, one {answer.unit}, {answer.relation}"
+    print_fields(
+        f"privacy budget of {model_id}",
+        [
+            ("client", answer.client_id or "(nobody has spent anything)"),
+            ("epsilon spent", f"{_number(answer.epsilon_spent)} ({one})"),
+            ("with running rounds", _number(answer.epsilon_held)),
+            ("epsilon allowed", _number(answer.epsilon_budget)),
+            ("rounds charged", answer.rounds_charged),
+            ("rounds left", answer.rounds_left),
+            ("if replaced instead", f"{_number(answer.epsilon_replace_one)} (sensitivity 2C)"),
+        ],
+    )
+
+
+def _number(epsilon: float) -> str:
+    return f"{epsilon:.3f}" if math.isfinite(epsilon) else "unlimited"
+
+
+def _read(file: Path) -> str:
+    try:
+        text = sys.stdin.read() if str(file) == "-" else file.read_text()
+    except OSError as error:
+        raise ConfigurationError(f"cannot read {file}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"{file} is not text in UTF-8") from error
+    if len(text) > MAX_PLAN_BYTES:
+        raise ConfigurationError(f"{file} is longer than {MAX_PLAN_BYTES} characters")
+    return text

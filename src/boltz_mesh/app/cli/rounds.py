@@ -1,0 +1,184 @@
+"""`boltz-mesh round ...`: start, watch, list, abort."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+from cyclopts import App, Parameter
+from rich.console import Console
+
+from boltz_mesh.app.cli.connection import Connect, Mesh, on_mesh
+from boltz_mesh.app.cli.output import (
+    Exit,
+    as_dict,
+    enum_name,
+    print_json,
+    print_table,
+    say,
+    size,
+    when,
+)
+from boltz_protocol.v1 import aggregator_pb2 as pb
+from boltz_protocol.v1 import common_pb2 as common
+
+app = App(name="round", help="Rounds of training: start, watch, list, abort.")
+
+_ENDED = frozenset({pb.PHASE_PUBLISHED, pb.PHASE_ABORTED})
+
+
+@app.command
+def start(
+    model_id: str,
+    /,
+    *,
+    wait: Annotated[
+        bool, Parameter(negative="", help="Stay until the round ends; exit code 5 if aborted.")
+    ] = False,
+    connect: Connect = Connect(),
+) -> int:
+    """Start a round of a model."""
+
+    async def call(mesh: Mesh) -> pb.Round:
+        request = pb.StartRoundRequest(model_id=model_id)
+        started = (await mesh.aggregator.StartRound(request)).round
+        if not connect.json:
+            say(f"round {started.round_id} started from version {started.base_version}")
+        return await _follow(mesh, started.round_id, connect) if wait else started
+
+    return _end(on_mesh(connect, call), connect)
+
+
+@app.command
+def watch(round_id: str, /, *, connect: Connect = Connect()) -> int:
+    """Follow a round until it ends; exit code 5 if it is aborted."""
+
+    async def call(mesh: Mesh) -> pb.Round:
+        return await _follow(mesh, round_id, connect)
+
+    return _end(on_mesh(connect, call), connect)
+
+
+@app.command
+def show(round_id: str, /, *, connect: Connect = Connect()) -> None:
+    """Show one round as it is now."""
+
+    async def call(mesh: Mesh) -> pb.Round:
+        return (await mesh.aggregator.GetRound(pb.GetRoundRequest(round_id=round_id))).round
+
+    _print([on_mesh(connect, call)], connect)
+
+
+@app.command(name="ls")
+def list_(
+    model_id: str = "",
+    /,
+    *,
+    last: Annotated[int, Parameter(help="How many, newest first, up to 1000.")] = 20,
+    connect: Connect = Connect(),
+) -> None:
+    """List rounds, newest first, of one model or of all."""
+    request = pb.ListRoundsRequest(model_id=model_id, page=common.Page(size=last))
+
+    async def call(mesh: Mesh) -> list[pb.Round]:
+        return list((await mesh.aggregator.ListRounds(request)).rounds)
+
+    _print(on_mesh(connect, call), connect)
+
+
+@app.command
+def abort(round_id: str, /, *, reason: str, connect: Connect = Connect()) -> None:
+    """End a round without a result. A round that is already charged goes on to its end."""
+
+    async def call(mesh: Mesh) -> pb.Round:
+        request = pb.AbortRoundRequest(round_id=round_id, reason=reason)
+        return (await mesh.aggregator.AbortRound(request)).round
+
+    answer = on_mesh(connect, call)
+    if connect.json:
+        print_json(as_dict(answer))
+    else:
+        say(f"round {round_id}: abort requested")
+
+
+async def _follow(mesh: Mesh, round_id: str, connect: Connect) -> pb.Round:
+    """Show a round's progress until it ends; the last state is returned."""
+    console = Console(highlight=False)
+    last = pb.Round()
+    with console.status("connecting", spinner="dots") as status:
+        async for current in _states(mesh, round_id):
+            if not connect.json:
+                line = progress_line(current)
+                status.update(line)
+                if current.phase != last.phase:
+                    console.print(line)
+            last = current
+    return last
+
+
+async def _states(mesh: Mesh, round_id: str) -> AsyncIterator[pb.Round]:
+    async for answer in mesh.aggregator.WatchRound(pb.WatchRoundRequest(round_id=round_id)):
+        yield answer.round
+
+
+def progress_line(state: pb.Round) -> str:
+    """What a round is doing, in one line."""
+    phase = phase_name(state)
+    match state.phase:
+        case pb.PHASE_COLLECTING:
+            return f"{phase}: {state.received} of {state.selected} updates, {state.dropped} dropped"
+        case pb.PHASE_PUBLISHED:
+            return f"{phase}: version {state.new_version} from {state.received} updates"
+        case pb.PHASE_ABORTED:
+            return f"{phase}: {state.reason}"
+        case _:
+            return phase
+
+
+def phase_name(state: pb.Round) -> str:
+    """`PHASE_COLLECTING` as `collecting`."""
+    return enum_name(pb.Phase.Name(state.phase), "PHASE_")
+
+
+def _end(state: pb.Round, connect: Connect) -> int:
+    if connect.json:
+        print_json(as_dict(state))
+    return Exit.ABORTED if state.phase == pb.PHASE_ABORTED else Exit.OK
+
+
+def _print(rounds: list[pb.Round], connect: Connect) -> None:
+    if connect.json:
+        print_json([as_dict(state) for state in rounds])
+        return
+    print_table(
+        "rounds",
+        [
+            "round",
+            "model",
+            "phase",
+            ">from",
+            ">made",
+            ">updates",
+            ">seconds",
+            ">up",
+            "started",
+            "note",
+        ],
+        [
+            (
+                state.round_id,
+                state.model_id,
+                phase_name(state),
+                state.base_version,
+                state.new_version or "-",
+                f"{state.received}/{state.selected}",
+                f"{(state.ended_at_ms - state.started_at_ms) / 1000:.2f}"
+                if state.phase in _ENDED
+                else "-",
+                size(state.bytes_up),
+                when(state.started_at_ms),
+                state.reason,
+            )
+            for state in rounds
+        ],
+    )

@@ -1,0 +1,1 @@
+"""Turns facts into committed rounds: the driver behind the pure round machine."""

@@ -1,0 +1,74 @@
+"""Who could take part in a round now, and the parameters that a plan gives it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from boltz_mesh.rounds.event import CandidatesSeen
+from boltz_mesh.rounds.plan import Plan, validate_encoding
+from boltz_mesh.rounds.selection import wanted_count
+from boltz_mesh.rounds.state import RoundParameters
+from boltz_mesh.services.budgets import clients_with_budget
+from boltz_mesh.storage import check_ins
+from boltz_mesh.storage.check_ins import CheckIn
+from boltz_mesh.storage.postgres import Connection
+from boltz_mesh.storage.rounds import Round
+from boltz_protocol.ids import ModelId
+from boltz_protocol.messages import PROTOCOL_VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """Checked-in clients that may be selected: client id -> check-in; and how many may not."""
+
+    able: dict[str, CheckIn]
+    over_budget: int
+
+    def event(self, at_ms: int) -> CandidatesSeen:
+        """What the round machine is told."""
+        return CandidatesSeen(
+            at_ms=at_ms, candidates=frozenset(self.able), over_budget=self.over_budget
+        )
+
+
+async def read_candidates(connection: Connection, model_id: ModelId, plan: Plan) -> Candidates:
+    """Active clients that are checked in, of the plan's regions, that speak our protocol."""
+    fit = {
+        check_in.client_id: check_in
+        for check_in in await check_ins.list_check_ins(connection, model_id)
+        if (not plan.regions or check_in.region in plan.regions)
+        and check_in.protocol_min <= PROTOCOL_VERSION <= check_in.protocol_max
+    }
+    able = await clients_with_budget(
+        connection,
+        model_id,
+        list(fit),
+        budget=plan.budget,
+        noise_multiplier=plan.noise_multiplier,
+        sensitivity=validate_encoding(plan).bound_l2,
+    )
+    return Candidates(
+        {client: check_in for client, check_in in fit.items() if client in able},
+        len(fit) - len(able),
+    )
+
+
+def parameters_of(found: Round, plan: Plan) -> RoundParameters:
+    """What a round is fixed to when it starts."""
+    cohort, deadlines = plan.cohort, plan.deadlines
+    return RoundParameters(
+        round_id=found.round_id,
+        model_id=found.model_id,
+        attempt=found.attempt,
+        base_version=found.base_version,
+        plan_revision=found.plan_revision,
+        min_clients=cohort.min,
+        target_clients=cohort.target,
+        max_clients=cohort.max,
+        wanted_clients=wanted_count(cohort.target, cohort.max, cohort.over_selection),
+        selecting_ms=deadlines.selecting_ms,
+        collecting_ms=deadlines.collecting_ms,
+        aggregating_ms=deadlines.aggregating_ms,
+        releasing_ms=deadlines.releasing_ms,
+        recovery_extension_ms=deadlines.recovery_extension_ms,
+    )

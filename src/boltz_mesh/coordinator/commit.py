@@ -1,0 +1,126 @@
+"""What finished work means for a round: events, the charge, the next version's row.
+
+Decided under the round's lock: work that comes back to a round that has gone on is not used, and
+its blobs go.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from boltz_mesh.coordinator.parts import Parts
+from boltz_mesh.coordinator.work import Failed, Folded, Made, Outcome, manifest_of
+from boltz_mesh.rounds.event import (
+    AbortRequested,
+    AggregateReady,
+    AggregateRejected,
+    Event,
+    PublishRejected,
+    VersionPublished,
+)
+from boltz_mesh.rounds.state import Aggregating, Releasing, RoundState
+from boltz_mesh.storage import ledger, models
+from boltz_mesh.storage.models import NewModelVersion
+from boltz_mesh.storage.postgres import Connection
+from boltz_mesh.storage.round_events import AggregateBlob
+from boltz_protocol import codec
+from boltz_protocol import messages as m
+from boltz_protocol.ids import RoundId
+
+#: Who asked, where the coordinator itself ends a round.
+BY_COORDINATOR = "coordinator"
+#: Who promoted, where the plan's gate is "automatic".
+BY_GATE = "automatic"
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What the transaction does with finished work.
+
+    Attributes:
+        events: to be appended.
+        aggregate, charge: see `record.commit`.
+        unused: blobs to delete once the transaction is through.
+        again: the work has to be done again.
+    """
+
+    events: tuple[Event, ...] = ()
+    aggregate: AggregateBlob | None = None
+    charge: tuple[ledger.PrivacyEvent, ...] = ()
+    unused: tuple[bytes, ...] = field(default=())
+    again: bool = False
+
+
+async def settle(
+    connection: Connection,
+    state: RoundState,
+    outcome: Outcome | None,
+    parts: Parts,
+    now_ms: int,
+) -> Settled:
+    """Turn an outcome into events and rows; `state` is where the round stands under the lock."""
+    match state, outcome:
+        case Aggregating(), Folded(noised=None, reason=reason, charge=charge):
+            return Settled((AggregateRejected(at_ms=now_ms, reason=reason),), charge=charge)
+        case Aggregating(), Folded(noised=noised, charge=charge) if noised is not None:
+            event = AggregateReady(
+                at_ms=now_ms,
+                aggregate_digest=noised.stored.blob_digest.hex(),
+                survivors=noised.survivors,
+                total_weight=noised.total_weight,
+                metrics=noised.metrics,
+            )
+            blob = AggregateBlob(noised.stored.blob_digest, noised.stored.wrapped_key)
+            return Settled((event,), aggregate=blob, charge=charge)
+        case Aggregating(), Failed(reason=reason):
+            return Settled((AbortRequested(at_ms=now_ms, by=BY_COORDINATOR, reason=reason),))
+        case Releasing(), Made():
+            return await _publish(connection, state, outcome, parts, now_ms)
+        case Releasing(), Failed(reason=reason):
+            return Settled((PublishRejected(at_ms=now_ms, reason=reason),))
+        case _, Folded(noised=noised) if noised is not None:
+            return Settled(unused=(noised.stored.blob_digest,))
+        case _, Made(files=files):
+            return Settled(unused=files.blob_digests())
+        case _:
+            return Settled()
+
+
+async def _publish(
+    connection: Connection, state: Releasing, made: Made, parts: Parts, now_ms: int
+) -> Settled:
+    """Insert the version, promoted where the plan's gate is automatic."""
+    files, base = made.files, made.base
+    if await models.next_model_version(connection, base.model_id) != files.version:
+        # Somebody published a version meanwhile, and the files are bound to its number.
+        return Settled(unused=files.blob_digests(), again=True)
+    round_id = RoundId(state.parameters.round_id)
+    manifest = manifest_of(made, round_id, parts.keyring.mesh_id, now_ms)
+    statement = parts.keyring.sign_statement(
+        m.MODEL_MANIFEST, codec.encode_model_manifest(manifest)
+    )
+    await models.insert_model_version(
+        connection,
+        NewModelVersion(
+            model_id=base.model_id,
+            version=files.version,
+            parent_version=base.version,
+            round_id=round_id,
+            weights=files.weights,
+            size_bytes=files.size_bytes,
+            kek_id=parts.keyring.kek.key_id,
+            manifest=codec.encode_statement(statement),
+            optimizer=files.optimizer,
+            metrics=state.metrics,
+            created_at_ms=now_ms,
+        ),
+    )
+    if made.plan.promotion == "automatic":
+        # The gate is the range check of the noised sum, which this aggregate has passed.
+        await models.promote_model(
+            connection, base.model_id, files.version, by=BY_GATE, at_ms=now_ms
+        )
+    event = VersionPublished(
+        at_ms=now_ms, version=files.version, model_digest=files.weights.digest.hex()
+    )
+    return Settled((event,))

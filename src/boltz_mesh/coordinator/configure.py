@@ -1,0 +1,218 @@
+"""What a round commits to: the roster's weights, its Merkle sum tree, the signed configuration.
+
+Pure but for the signature: everything that is read comes in as arguments.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+from boltz_mesh.privacy.mechanisms import PrivacyEvent, release_event
+from boltz_mesh.rounds.plan import Plan
+from boltz_mesh.rounds.plan_checks import validate_encoding
+from boltz_mesh.rounds.state import RoundParameters
+from boltz_mesh.storage.check_ins import CheckIn
+from boltz_mesh.storage.models import ModelVersion
+from boltz_mesh.storage.roster import RosterEntry
+from boltz_mesh.trust.newcomer import NEWCOMER_TRUST
+from boltz_protocol import codec, limits, weights
+from boltz_protocol import messages as m
+from boltz_protocol.ids import RoundId
+from boltz_protocol.statement import Statement, digest
+
+#: Signs a payload of a type as the mesh.
+Sign = Callable[[str, bytes], Statement]
+
+
+@dataclass(frozen=True, slots=True)
+class FixedRoster:
+    """A roster and the configuration that commits to it.
+
+    Attributes:
+        configuration: the signed statement, the same bytes for every client.
+        config_digest: SHA-256 of the statement's signed bytes.
+        entries: rows of the roster by position.
+        holds: what the round may spend, one event a client.
+        deadline_ms: end of COLLECTING.
+    """
+
+    configuration: Statement
+    config_digest: bytes
+    entries: tuple[RosterEntry, ...]
+    holds: tuple[PrivacyEvent, ...]
+    deadline_ms: int
+
+
+def capped_weights(values: Sequence[int], share_cap: float) -> tuple[int, ...]:
+    """Lower the largest weights to one level, until none has more than its share of the total.
+
+    Where not even equal weights keep the cap (a roster smaller than its inverse), they are equal.
+
+    Args:
+        values: 1 to 255 each.
+        share_cap: of the total, in (0, 1].
+    """
+    cap = Fraction(repr(share_cap))
+    for level in range(max(values), 0, -1):
+        lowered = tuple(min(value, level) for value in values)
+        if max(lowered) <= cap * sum(lowered):
+            return lowered
+    return (1,) * len(values)
+
+
+def roster_weights(check_ins: Sequence[CheckIn], plan: Plan) -> tuple[int, ...]:
+    """The committed weight of each client: sample bucket x quality bucket x trust, capped."""
+    return capped_weights(
+        [
+            weights.weight(
+                sample_bucket=check_in.sample_bucket,
+                quality_bucket=check_in.quality_bucket,
+                trust_256=NEWCOMER_TRUST,
+                sample_bucket_cap=plan.sample_bucket_cap,
+            )
+            for check_in in check_ins
+        ],
+        plan.weight_share_cap,
+    )
+
+
+def fix_roster(
+    roster: Sequence[CheckIn],
+    *,
+    parameters: RoundParameters,
+    plan: Plan,
+    base: ModelVersion,
+    encryption_key: Statement,
+    mesh_id: str,
+    now_ms: int,
+    sign: Sign,
+) -> FixedRoster:
+    """Commit to a roster.
+
+    Args:
+        roster: check-ins in roster order.
+        plan: the revision that the round runs under.
+        base: the version the clients train from.
+        encryption_key: announcement of the key to encrypt for.
+        now_ms: Unix time in milliseconds.
+        sign: the mesh's signature.
+    """
+    round_id = RoundId(parameters.round_id)
+    committed = roster_weights(roster, plan)
+    entries = tuple(
+        _entry(check_in, position, weight, round_id, parameters.attempt)
+        for position, (check_in, weight) in enumerate(zip(roster, committed, strict=True))
+    )
+    root = weights.root([leaf_of(entry) for entry in entries])
+    encoding = validate_encoding(plan)
+    deadline_ms = now_ms + parameters.collecting_ms
+    configuration = m.RoundConfiguration(
+        mesh_id=mesh_id,
+        round_id=round_id,
+        attempt=parameters.attempt,
+        model_id=base.model_id,
+        mode=m.RoundMode.OPEN,
+        base_version=base.version,
+        model_sha256=base.weights.digest,
+        parameters=plan.parameters,
+        lanes=tuple(m.Lane(lane.name, lane.scale) for lane in plan.lanes),
+        clip_norm=plan.clip_norm,
+        scale=math.ldexp(1.0, encoding.scale_log2),
+        bound_l2=encoding.bound_l2,
+        noise_multiplier=plan.noise_multiplier,
+        privacy=plan.privacy,
+        epsilon_budget=0.0 if plan.budget is None else plan.budget.epsilon,
+        delta=0.0 if plan.budget is None else plan.budget.delta,
+        roster_root=root.hash,
+        roster_size=len(entries),
+        total_weight=root.total,
+        max_weight=max(committed),
+        min_survivors=parameters.min_clients,
+        deadline_ms=deadline_ms,
+        encryption_key=encryption_key,
+        hyperparameters=plan.hyper_parameters,
+        plan_revision=parameters.plan_revision,
+        optimizer_state_sha256=b"" if base.optimizer is None else base.optimizer.digest,
+        created_at_ms=now_ms,
+    )
+    statement = sign(m.ROUND_CONFIGURATION, codec.encode_round_configuration(configuration))
+    return FixedRoster(
+        configuration=statement,
+        config_digest=digest(statement),
+        entries=entries,
+        holds=tuple(
+            release_events(
+                [check_in.client_id for check_in in roster],
+                parameters=parameters,
+                noise_multiplier=plan.noise_multiplier,
+                sensitivity=encoding.bound_l2,
+            )
+        ),
+        deadline_ms=deadline_ms,
+    )
+
+
+def key_needed_until_ms(parameters: RoundParameters, now_ms: int) -> int:
+    """Until when a round's encryption key must last: its updates are opened in AGGREGATING."""
+    longest_ms = (
+        parameters.collecting_ms + 2 * parameters.recovery_extension_ms + parameters.aggregating_ms
+    )
+    return now_ms + min(longest_ms, limits.SERVER_KEY_LIFETIME_MS)
+
+
+def leaf_of(entry: RosterEntry) -> weights.WeightLeaf:
+    """An entry's leaf in the Merkle sum tree."""
+    return weights.WeightLeaf(
+        entry.position, entry.client_id, hashlib.sha256(entry.entry).digest(), entry.weight
+    )
+
+
+def release_events(
+    client_ids: Sequence[str],
+    *,
+    parameters: RoundParameters,
+    noise_multiplier: float,
+    sensitivity: int,
+) -> list[PrivacyEvent]:
+    """What a release of this round's sum costs each client."""
+    return [
+        release_event(
+            noise_multiplier=noise_multiplier,
+            sensitivity=sensitivity,
+            model=parameters.model_id,
+            round=parameters.round_id,
+            attempt=parameters.attempt,
+            client=client_id,
+        )
+        for client_id in client_ids
+    ]
+
+
+def _entry(
+    check_in: CheckIn, position: int, weight: int, round_id: RoundId, attempt: int
+) -> RosterEntry:
+    message = m.RosterEntry(
+        index=position,
+        client_id=check_in.client_id,
+        session_id=check_in.session_id,
+        weight=weight,
+        sample_bucket=check_in.sample_bucket,
+        quality_bucket=check_in.quality_bucket,
+        check_in=codec.parse_statement(check_in.statement),
+    )
+    return RosterEntry(
+        round_id=round_id,
+        attempt=attempt,
+        position=position,
+        client_id=check_in.client_id,
+        session_id=check_in.session_id,
+        weight=weight,
+        sample_bucket=check_in.sample_bucket,
+        quality_bucket=check_in.quality_bucket,
+        group_id=message.group_id,
+        entry=codec.encode_roster_entry(message),
+    )

@@ -1,0 +1,38 @@
+"""What the coordinator is put together from; made once by the composition root."""
+
+from __future__ import annotations
+
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from random import Random
+
+from opentelemetry.trace import Tracer
+
+from boltz_mesh.services.clock import Clock
+from boltz_mesh.services.keyring import KeyRing
+from boltz_mesh.storage.blobs import BlobStore
+from boltz_mesh.storage.listen import Listener
+from boltz_mesh.storage.postgres import Database
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Everything a round needs around it.
+
+    Attributes:
+        holder: the replica's name, shown beside the lease.
+        random: draws rosters; `secrets.SystemRandom()` wherever it matters.
+        heavy: threads that a fold or a publication takes one of, for as long as it lasts.
+        chunks: threads that folds share for their chunks; not the same executor as `heavy`.
+    """
+
+    database: Database
+    listener: Listener
+    keyring: KeyRing
+    blobs: BlobStore
+    clock: Clock
+    tracer: Tracer
+    random: Random
+    heavy: Executor
+    chunks: Executor
+    holder: str

@@ -1,0 +1,259 @@
+"""The two heavy effects, Aggregate and Publish: what they read, and what they report.
+
+Both leave nothing behind but blobs that no row refers to yet; the runner's transaction makes them
+count or not. Both may run again after a crash.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+from boltz_mesh.coordinator.configure import release_events
+from boltz_mesh.coordinator.fold import AggregateOutOfRange, Folder, NoisedSum, StoredUpdate
+from boltz_mesh.coordinator.parts import Parts
+from boltz_mesh.coordinator.publish import (
+    NewVersionFiles,
+    Publisher,
+    ReleasedAggregate,
+    plan_tensors,
+)
+from boltz_mesh.rounds.plan import Plan
+from boltz_mesh.rounds.state import Aggregating, Releasing
+from boltz_mesh.services.budgets import ledger_entry
+from boltz_mesh.services.plans import plan_of
+from boltz_mesh.storage import ledger, models, plans, roster, rounds, updates
+from boltz_mesh.storage.models import ModelVersion, StoredBlob
+from boltz_mesh.storage.postgres import Connection
+from boltz_mesh.storage.updates import Update
+from boltz_protocol import codec
+from boltz_protocol import messages as m
+from boltz_protocol.envelope import Opener
+from boltz_protocol.errors import (
+    DecryptionFailed,
+    DigestMismatch,
+    MalformedMessage,
+    NotFinite,
+    NotFound,
+    ShapeMismatch,
+    UnknownKey,
+)
+from boltz_protocol.ids import ClientId, ModelId, RoundId
+from boltz_protocol.sealing import update_context, update_layout
+
+T = TypeVar("T")
+
+#: What a stored file that is gone or damaged raises: to try again would not help.
+_DAMAGED: Final = (NotFound, DecryptionFailed, DigestMismatch, MalformedMessage, UnknownKey)
+#: Content keys unwrapped at the same time: 2 ms of CPU each.
+_UNWRAPPED_AT_ONCE: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Folded:
+    """An aggregate that waits for its charge; or, without `noised`, one that was rejected."""
+
+    noised: NoisedSum | None
+    charge: tuple[ledger.PrivacyEvent, ...]
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """Files of the next version, and what its row and its manifest say."""
+
+    files: NewVersionFiles
+    plan: Plan
+    plan_revision: int
+    base: ModelVersion
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The work cannot be done, however often it is tried."""
+
+    reason: str
+
+
+Outcome = Folded | Made | Failed
+
+
+def configuration_of(found: rounds.Round) -> tuple[m.RoundConfiguration, bytes]:
+    """A collecting round's configuration and its digest."""
+    assert found.config_statement is not None
+    assert found.config_digest is not None
+    statement = codec.parse_statement(found.config_statement)
+    return codec.parse_round_configuration(statement.payload), found.config_digest
+
+
+class Work:
+    """One run of one effect, in a thread. `cancel` stops it at its next chunk."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._cancelled = threading.Event()
+
+    def cancel(self) -> None:
+        """The round goes on without this."""
+        self._cancelled.set()
+
+    # --- Aggregate ------------------------------------------------------------------------------
+
+    async def aggregate(self, state: Aggregating) -> Outcome:
+        """Fold the survivors' updates. Raises: Unavailable, OSError; trying again may help."""
+        round_id = RoundId(state.parameters.round_id)
+        attempt = state.parameters.attempt
+
+        async def body(
+            connection: Connection,
+        ) -> tuple[rounds.Round, list[roster.RosterEntry], list[Update]]:
+            return (
+                await rounds.get_round(connection, round_id),
+                await roster.get_roster(connection, round_id, attempt),
+                await updates.list_updates(connection, round_id, attempt),
+            )
+
+        found, entries, rows = await self._parts.database.read("read_updates", body)
+        configuration, config_digest = configuration_of(found)
+        charge = tuple(
+            ledger_entry(event, self._parts.clock())
+            for event in release_events(
+                state.survivors,
+                parameters=state.parameters,
+                noise_multiplier=configuration.noise_multiplier,
+                sensitivity=configuration.bound_l2,
+            )
+        )
+        weights = {entry.client_id: entry.weight for entry in entries}
+        by_client = {row.client_id: row for row in rows}
+        folder = Folder(self._parts.blobs, self._parts.keyring.kek, self._parts.chunks)
+        try:
+            opened = await self._open_all(
+                [by_client[ClientId(survivor)] for survivor in state.survivors],
+                configuration,
+                config_digest,
+                weights,
+            )
+            noised = await self._in_thread(
+                lambda: folder.fold(opened, configuration, self._cancelled)
+            )
+        except AggregateOutOfRange as error:
+            return Folded(None, charge, error.message)
+        except _DAMAGED as error:
+            return Failed(f"UPDATE_UNREADABLE: {error.message}")
+        return Folded(noised, charge)
+
+    async def _open_all(
+        self,
+        rows: Sequence[Update],
+        configuration: m.RoundConfiguration,
+        config_digest: bytes,
+        weights: dict[ClientId, int],
+    ) -> list[StoredUpdate]:
+        turn = asyncio.Semaphore(_UNWRAPPED_AT_ONCE)
+        layout = update_layout(configuration)
+
+        async def open_one(row: Update) -> StoredUpdate:
+            if row.blob_digest is None or row.wrapped_content_key is None:
+                raise NotFound(f"the update of client {row.client_id} is gone")
+            async with turn:
+                content_key = await self._parts.keyring.unwrap_content_key(
+                    row.key_id, row.wrapped_content_key
+                )
+            context = update_context(
+                configuration,
+                config_digest,
+                client_id=row.client_id,
+                session_id=row.session_id,
+                recipient_key_id=row.key_id,
+            )
+            return StoredUpdate(
+                client_id=row.client_id,
+                blob_digest=row.blob_digest,
+                opener=Opener(content_key, context, layout, row.key_commitment),
+                weight=weights[row.client_id],
+            )
+
+        return await asyncio.gather(*map(open_one, rows))
+
+    # --- Publish --------------------------------------------------------------------------------
+
+    async def publish(self, state: Releasing) -> Outcome:
+        """Make the next version's files. Raises: Unavailable, OSError; trying again may help."""
+        round_id = RoundId(state.parameters.round_id)
+        model_id = ModelId(state.parameters.model_id)
+
+        async def body(connection: Connection) -> tuple[rounds.Round, Plan, ModelVersion, int]:
+            found = await rounds.get_round(connection, round_id)
+            plan = await plans.get_plan(connection, model_id, found.plan_revision)
+            base = await models.get_model_version(connection, model_id, found.base_version)
+            newest = await models.find_latest(connection, model_id)
+            assert newest is not None, "a round starts from a version"
+            return found, plan_of(plan), base, newest.version + 1
+
+        found, plan, base, version = await self._parts.database.read("read_release", body)
+        keeps_moments = await self._keeps_moments(plan, base)
+        configuration, _ = configuration_of(found)
+        assert found.aggregate_blob_digest is not None
+        assert found.aggregate_wrapped_key is not None
+        aggregate = ReleasedAggregate(
+            configuration,
+            # The plain bytes' digest is not kept: every chunk authenticates by itself.
+            StoredBlob(b"", found.aggregate_blob_digest, found.aggregate_wrapped_key),
+            state.total_weight,
+        )
+        publisher = Publisher(self._parts.blobs, self._parts.keyring.kek)
+        try:
+            files = await self._in_thread(
+                lambda: publisher.make_files(
+                    aggregate,
+                    plan=plan,
+                    base=base,
+                    keeps_moments=keeps_moments,
+                    version=version,
+                    cancelled=self._cancelled,
+                )
+            )
+        except (NotFinite, ShapeMismatch, *_DAMAGED) as error:
+            return Failed(error.message)
+        return Made(files, plan, found.plan_revision, base)
+
+    async def _keeps_moments(self, plan: Plan, base: ModelVersion) -> bool:
+        """Whether the base's optimizer state was made by this plan's optimizer."""
+        if base.optimizer is None:
+            return False
+        revision = codec.parse_model_manifest(
+            codec.parse_statement(base.manifest).payload
+        ).plan_revision
+
+        async def body(connection: Connection) -> Plan:
+            stored = await plans.get_plan(connection, base.model_id, revision)
+            return plan_of(stored)
+
+        then = await self._parts.database.read("read_base_plan", body)
+        return then.server_optimizer.name == plan.server_optimizer.name
+
+    async def _in_thread(self, call: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._parts.heavy, call)
+
+
+def manifest_of(made: Made, round_id: RoundId, mesh_id: str, at_ms: int) -> m.ModelManifest:
+    """The manifest of a round's version."""
+    files, base = made.files, made.base
+    return m.ModelManifest(
+        mesh_id=mesh_id,
+        model_id=base.model_id,
+        version=files.version,
+        parent_version=base.version,
+        parent_sha256=base.weights.digest,
+        round_id=round_id,
+        sha256=files.weights.digest,
+        size_bytes=files.size_bytes,
+        tensors=plan_tensors(made.plan),
+        optimizer_state_sha256=b"" if files.optimizer is None else files.optimizer.digest,
+        plan_revision=made.plan_revision,
+        created_at_ms=at_ms,
+    )

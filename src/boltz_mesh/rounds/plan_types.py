@@ -1,0 +1,278 @@
+"""What a plan consists of: frozen types with their defaults and ranges.
+
+Each setting carries its meaning, its range and a value that would do; refusals quote the latter.
+Durations are milliseconds here and strings such as "30s" in `plan.toml`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Annotated, Final, Literal
+
+import msgspec
+from msgspec import Meta
+
+from boltz_mesh.aggregation.server_optimizer import (
+    FedAdam,
+    FedAvg,
+    FedAvgM,
+    FedYogi,
+    ServerOptimizer,
+)
+from boltz_mesh.privacy.budget import Budget
+from boltz_protocol import limits
+
+Mode = Literal["open"]
+Privacy = Literal["client-dp", "none"]
+Promotion = Literal["automatic", "operator"]
+Rule = Literal["weighted-mean"]
+OptimizerName = Literal["fedavg", "fedavgm", "fedadam", "fedyogi"]
+HyperParameter = int | float | str | bool
+
+
+class TensorSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One tensor of the model; the order in the plan is the order in the flat vector."""
+
+    name: Annotated[
+        str,
+        Meta(
+            description="unique in the model",
+            min_length=1,
+            max_length=limits.MAX_NAME_CHARS,
+            examples=["weights"],
+        ),
+    ]
+    shape: Annotated[
+        tuple[Annotated[int, Meta(ge=1, le=limits.MAX_COORDINATES)], ...],
+        Meta(
+            description="sizes of the axes, row-major; [] is one number",
+            max_length=limits.MAX_TENSOR_RANK,
+            examples=[[12]],
+        ),
+    ]
+    dtype: Annotated[Literal["float32"], Meta(examples=["float32"])] = "float32"
+
+    @property
+    def size(self) -> int:
+        """Coordinates of the tensor."""
+        return math.prod(self.shape)
+
+
+class Cohort(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How many clients a round has."""
+
+    min: Annotated[
+        int,
+        Meta(description="fewest updates that make a version", ge=1, examples=[3]),
+    ]
+    target: Annotated[
+        int,
+        Meta(description="updates the round aims at", ge=1, examples=[10]),
+    ]
+    max: Annotated[
+        int,
+        Meta(
+            description="most clients in the roster; the encoding leaves room for their sum",
+            ge=1,
+            le=limits.MAX_ROSTER,
+            examples=[20],
+        ),
+    ]
+    over_selection: Annotated[
+        float,
+        Meta(
+            description="clients selected for each update aimed at, against dropouts",
+            ge=1,
+            le=10,
+            examples=[1.3],
+        ),
+    ] = 1.3
+
+    @property
+    def selected(self) -> int:
+        """Clients to select when enough of them checked in."""
+        return min(self.max, math.ceil(self.target * self.over_selection))
+
+
+_Phase = Meta(ge=100, le=limits.MAX_PHASE_MS, examples=["30s"])
+
+
+class Deadlines(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The longest that each phase may take."""
+
+    selecting_ms: Annotated[
+        int, _Phase, Meta(description="until enough clients have checked in")
+    ] = 30_000
+    collecting_ms: Annotated[int, _Phase, Meta(description="training and upload")] = 600_000
+    aggregating_ms: Annotated[int, _Phase, Meta(description="sum, noise and check")] = 300_000
+    releasing_ms: Annotated[int, _Phase, Meta(description="charge and publish")] = 60_000
+    recovery_extension_ms: Annotated[
+        int,
+        Meta(
+            description="most that an outage of the mesh may add to a running phase's deadline",
+            ge=0,
+            le=limits.MAX_PHASE_MS,
+            examples=["5m"],
+        ),
+    ] = 300_000
+
+
+class OptimizerPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which server optimizer, and the settings it has; the others are refused."""
+
+    name: Annotated[OptimizerName, Meta(examples=["fedavg"])] = "fedavg"
+    learning_rate: Annotated[
+        float | None,
+        Meta(
+            description="1.0 for fedavg and fedavgm, 0.01 for fedadam and fedyogi", examples=[1.0]
+        ),
+    ] = None
+    momentum: Annotated[float | None, Meta(description="fedavgm: 0.9", examples=[0.9])] = None
+    beta1: Annotated[float | None, Meta(description="adaptive: 0.9", examples=[0.9])] = None
+    beta2: Annotated[float | None, Meta(description="adaptive: 0.99", examples=[0.99])] = None
+    tau: Annotated[float | None, Meta(description="adaptive: 1e-3", examples=[1e-3])] = None
+
+    def given(self) -> dict[str, float]:
+        """The settings that the plan names, in the order above."""
+        values = msgspec.structs.asdict(self)
+        return {key: value for key, value in values.items() if key != "name" and value is not None}
+
+    def resolved(self) -> OptimizerPlan:
+        """With every setting the optimizer has: what is stored must not change with a default."""
+        settings = dataclasses.asdict(OPTIMIZERS[self.name](**self.given()))
+        return OptimizerPlan(name=self.name, **settings)
+
+    def build(self) -> ServerOptimizer:
+        """The optimizer, with the paper's defaults where the plan is silent."""
+        return OPTIMIZERS[self.name](**self.given())
+
+
+#: Plan word -> optimizer.
+OPTIMIZERS: Final[dict[OptimizerName, type[FedAvg | FedAvgM | FedAdam | FedYogi]]] = {
+    "fedavg": FedAvg,
+    "fedavgm": FedAvgM,
+    "fedadam": FedAdam,
+    "fedyogi": FedYogi,
+}
+
+
+class Lane(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One number beside the delta (a sample-weighted loss, say), clipped and noised with it."""
+
+    name: Annotated[
+        str, Meta(min_length=1, max_length=limits.MAX_NAME_CHARS, examples=["train_loss"])
+    ]
+    scale: Annotated[
+        float,
+        Meta(
+            description="what a lane of 1.0 takes of the clip norm, in the delta's unit",
+            gt=0,
+            examples=[0.01],
+        ),
+    ]
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A model and how it is trained: what `plan.toml` says."""
+
+    model: Annotated[
+        str, Meta(description="model id: 1 to 63 of a-z 0-9 . -", examples=["volatility-linear"])
+    ]
+    tensors: Annotated[
+        tuple[TensorSpec, ...],
+        Meta(
+            min_length=1,
+            max_length=limits.MAX_TENSORS,
+            examples=[[{"name": "weights", "shape": [12]}]],
+        ),
+    ]
+    cohort: Annotated[Cohort, Meta(examples=[{"min": 3, "target": 10, "max": 20}])]
+    mode: Annotated[
+        Mode, Meta(description="what the server can see: docs/security.md", examples=["open"])
+    ] = "open"
+    rule: Annotated[Rule, Meta(examples=["weighted-mean"])] = "weighted-mean"
+    max_attempts: Annotated[
+        int,
+        Meta(
+            description="tries of one round before it is given up",
+            ge=1,
+            le=limits.MAX_ATTEMPTS,
+            examples=[2],
+        ),
+    ] = 2
+    clip_norm: Annotated[
+        float,
+        Meta(
+            description="L2 bound of one client's delta and lanes",
+            ge=limits.MIN_CLIP_NORM,
+            le=limits.MAX_CLIP_NORM,
+            examples=[1.0],
+        ),
+    ]
+    privacy: Annotated[
+        Privacy,
+        Meta(description="none: no noise, and no epsilon is printed", examples=["client-dp"]),
+    ]
+    noise_multiplier: Annotated[
+        float,
+        Meta(
+            description="noise on the sum over its sensitivity (encoding.bound_l2); 0 with none",
+            ge=0,
+            le=limits.MAX_NOISE_MULTIPLIER,
+            examples=[1.0],
+        ),
+    ] = 0.0
+    budget: Annotated[
+        Budget | None,
+        Meta(
+            description="per client, over the life of the model; only with client-dp",
+            examples=[{"epsilon": 2.0, "delta": 1e-6}],
+        ),
+    ] = None
+    promotion: Annotated[
+        Promotion,
+        Meta(description="who makes a candidate the live version", examples=["operator"]),
+    ] = "operator"
+    deadlines: Deadlines = Deadlines()
+    server_optimizer: OptimizerPlan = OptimizerPlan()
+    hyper_parameters: Annotated[
+        dict[str, HyperParameter],
+        Meta(
+            description="passed to every client's trainer as they are",
+            examples=[{"epochs": 2}],
+        ),
+    ] = {}
+    lanes: Annotated[tuple[Lane, ...], Meta(max_length=limits.MAX_LANES)] = ()
+    sample_bucket_cap: Annotated[
+        int,
+        Meta(
+            description="samples beyond 2^cap add no weight",
+            ge=0,
+            le=limits.MAX_SAMPLE_BUCKET,
+            examples=[10],
+        ),
+    ] = 10
+    weight_share_cap: Annotated[
+        float,
+        Meta(
+            description="largest share of a round's total weight that one client may have",
+            gt=0,
+            le=1,
+            examples=[1.0],
+        ),
+    ] = 1.0
+    regions: Annotated[
+        tuple[str, ...],
+        Meta(description="take clients of these regions only; empty: of any", examples=[["eu"]]),
+    ] = ()
+
+    @property
+    def parameters(self) -> int:
+        """Coordinates of the model."""
+        return sum(tensor.size for tensor in self.tensors)
+
+    @property
+    def coordinates(self) -> int:
+        """Coordinates of an encoded update: parameters, then lanes."""
+        return self.parameters + len(self.lanes)

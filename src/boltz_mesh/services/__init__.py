@@ -1,0 +1,1 @@
+"""Floor 4: the gRPC services, and who may call them."""

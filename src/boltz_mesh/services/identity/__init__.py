@@ -1,0 +1,1 @@
+"""The mesh authority: who is who. Names and checks both ends share are in `boltz_protocol`."""

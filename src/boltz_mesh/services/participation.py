@@ -1,0 +1,334 @@
+"""Participate: check-ins up, offers and outcomes down. Nothing is polled.
+
+What a client is told follows from the tables alone, so any replica can tell it and a reconnected
+stream is told again: while a round collects, those in its roster (same session) get the offer; when
+it has ended, those that were offered it get the outcome.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator
+from typing import Final
+
+from boltz_mesh.rounds.fact import FactKind
+from boltz_mesh.rounds.state import Phase
+from boltz_mesh.services.clock import Clock
+from boltz_mesh.services.keyring import KeyRing
+from boltz_mesh.services.subscriptions import Push, Subscription, Subscriptions
+from boltz_mesh.storage import check_ins, clients, inbox, plans, roster, rounds, updates
+from boltz_mesh.storage.listen import Listener
+from boltz_mesh.storage.postgres import Channel, Connection, Database
+from boltz_mesh.storage.updates import UpdateState
+from boltz_protocol import codec, limits
+from boltz_protocol import messages as m
+from boltz_protocol.errors import (
+    MalformedMessage,
+    ReplayRefused,
+    SignatureInvalid,
+    StateConflict,
+)
+from boltz_protocol.ids import ClientId, ModelId, RoundId
+from boltz_protocol.keys import load_rsa_public_key
+from boltz_protocol.statement import CLIENT_ALGORITHMS, Statement, verify
+from boltz_protocol.weights import WeightLeaf, prove_all
+
+#: What a client may send after its first check-in.
+Incoming = Statement | m.RoundDecline
+_DECLINED: Final = "declined: "
+
+
+class Participation:
+    """The control streams of one replica. `serve` is one stream; `watch` feeds all of them."""
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        keyring: KeyRing,
+        subscriptions: Subscriptions,
+        replica_id: str,
+        clock: Clock,
+    ) -> None:
+        self._database = database
+        self._keyring = keyring
+        self._subscriptions = subscriptions
+        self._replica_id = replica_id
+        self._clock = clock
+
+    # --- one stream -----------------------------------------------------------------------------
+
+    async def serve(
+        self, client_id: ClientId, incoming: AsyncIterator[Incoming]
+    ) -> AsyncIterator[m.Welcome | Push]:
+        """One control stream, from its first check-in to its end.
+
+        Raises: the errors that Participate documents.
+        """
+        first = await anext(incoming, None)
+        if not isinstance(first, Statement):
+            raise MalformedMessage("a Participate stream starts with a check-in")
+        check_in = await self._check_in(client_id, first)
+        with self._subscriptions.open(
+            client_id, check_in.model_id, check_in.session_id
+        ) as subscription:
+            reader = asyncio.create_task(self._read(subscription, incoming))
+            try:
+                yield self._welcome()
+                await self._catch_up(subscription)
+                while (message := await subscription.next()) is not None:
+                    yield message
+            finally:
+                reader.cancel()
+                await asyncio.wait({reader})
+                await asyncio.shield(self._check_out(subscription))
+
+    def _welcome(self) -> m.Welcome:
+        return m.Welcome(server_time_ms=self._clock(), protocol_version=m.PROTOCOL_VERSION)
+
+    async def _read(self, subscription: Subscription, incoming: AsyncIterator[Incoming]) -> None:
+        try:
+            async for message in incoming:
+                match message:
+                    case m.RoundDecline():
+                        await self._decline(subscription, message)
+                    case _:
+                        renewed = await self._check_in(subscription.client_id, message)
+                        if (renewed.model_id, renewed.session_id) != (
+                            subscription.model_id,
+                            subscription.session_id,
+                        ):
+                            raise MalformedMessage("one stream serves one model and one session")
+        except Exception as error:
+            # The stream's own coroutine raises it, so that it leaves as the stream's status.
+            subscription.close(error)
+        else:
+            subscription.close()
+
+    async def _check_in(self, client_id: ClientId, statement: Statement) -> m.CheckIn:
+        async def body(connection: Connection) -> m.CheckIn:
+            client = await clients.get_client(connection, client_id)
+            payload = verify(
+                statement,
+                expected_type=m.CHECK_IN,
+                public_key=load_rsa_public_key(client.public_key_spki),
+                allowed_algorithms=CLIENT_ALGORITHMS,
+            )
+            check_in = codec.parse_check_in(payload)
+            self._validate(check_in, client_id)
+            await plans.get_plan(connection, check_in.model_id)
+            replaced = await check_ins.put_check_in(
+                connection,
+                check_ins.CheckIn(
+                    client_id=client_id,
+                    model_id=check_in.model_id,
+                    session_id=check_in.session_id,
+                    replica_id=self._replica_id,
+                    sample_bucket=check_in.sample_bucket,
+                    quality_bucket=check_in.quality_bucket,
+                    region=check_in.region,
+                    protocol_min=check_in.protocol.oldest,
+                    protocol_max=check_in.protocol.newest,
+                    statement=codec.encode_statement(statement),
+                    at_ms=check_in.at_ms,
+                ),
+            )
+            if replaced is not None:
+                await self._report_superseded(connection, client_id, check_in)
+            return check_in
+
+        return await self._database.run_tx("check_in", body)
+
+    def _validate(self, check_in: m.CheckIn, client_id: ClientId) -> None:
+        if check_in.mesh_id != self._keyring.mesh_id or check_in.client_id != client_id:
+            raise SignatureInvalid("the check-in is for another mesh or another client")
+        if abs(check_in.at_ms - self._clock()) > limits.MAX_CLOCK_SKEW_MS:
+            raise ReplayRefused(
+                "the check-in was signed more than 5 minutes ago or ahead; is the clock right?",
+                server_time_ms=self._clock(),
+            )
+        if m.Suite.V1 not in check_in.suites:
+            raise MalformedMessage("the client speaks no suite that this server knows (SUITE_V1)")
+        if not check_in.protocol.oldest <= m.PROTOCOL_VERSION <= check_in.protocol.newest:
+            raise MalformedMessage(
+                f"the client speaks protocol versions {check_in.protocol.oldest} to "
+                f"{check_in.protocol.newest}; this server speaks {m.PROTOCOL_VERSION}"
+            )
+
+    async def _report_superseded(
+        self, connection: Connection, client_id: ClientId, check_in: m.CheckIn
+    ) -> None:
+        """A restarted client's keys and promises are gone: its old session is a dropout."""
+        found = await rounds.find_open_round(connection, check_in.model_id)
+        if found is None or found.phase != Phase.COLLECTING:
+            return
+        entry = await roster.find_roster_entry(connection, found.round_id, found.attempt, client_id)
+        if entry is None or entry.session_id == check_in.session_id:
+            return
+        await self._put_dropped(connection, found, client_id, "superseded")
+
+    async def _put_dropped(
+        self, connection: Connection, found: rounds.Round, client_id: ClientId, reason: str
+    ) -> None:
+        await inbox.put(
+            connection,
+            round_id=found.round_id,
+            attempt=found.attempt,
+            kind=FactKind.CLIENT_DROPPED,
+            client_id=client_id,
+            payload={"reason": reason},
+            at_ms=self._clock(),
+        )
+
+    async def _decline(self, subscription: Subscription, decline: m.RoundDecline) -> None:
+        async def body(connection: Connection) -> None:
+            found = await rounds.share_round(connection, decline.round_id)
+            entry = await roster.find_roster_entry(
+                connection, decline.round_id, decline.attempt, subscription.client_id
+            )
+            if entry is None or entry.session_id != subscription.session_id:
+                raise StateConflict("this session was not selected for the round it declines")
+            if found.phase == Phase.COLLECTING and found.attempt == decline.attempt:
+                reason = f"{_DECLINED}{decline.reason}"
+                await self._put_dropped(connection, found, subscription.client_id, reason)
+
+        await self._database.run_tx("decline_round", body)
+
+    async def _check_out(self, subscription: Subscription) -> None:
+        async def body(connection: Connection) -> None:
+            await check_ins.remove_check_in(
+                connection,
+                subscription.client_id,
+                subscription.model_id,
+                subscription.session_id,
+            )
+
+        if subscription not in self._subscriptions.of_model(subscription.model_id):
+            return  # a newer stream of the same session checked in over this one
+        await self._database.run_tx("check_out", body)
+
+    # --- pushes ---------------------------------------------------------------------------------
+
+    async def watch(self, listener: Listener) -> None:
+        """Feed the streams of this replica from what changes in the database, for ever."""
+        with listener.subscribe(Channel.ROUND_CHANGED) as wakeups:
+            async for wakeup in wakeups:
+                if wakeup.resync:
+                    for model_id in self._subscriptions.models():
+                        for subscription in self._subscriptions.of_model(model_id):
+                            await self._catch_up(subscription)
+                for round_id in wakeup.payloads:
+                    await self._round_changed(RoundId(round_id))
+
+    async def _catch_up(self, subscription: Subscription) -> None:
+        async def body(connection: Connection) -> rounds.Round | None:
+            return await rounds.find_open_round(connection, subscription.model_id)
+
+        found = await self._database.read("catch_up", body)
+        if found is not None and found.phase == Phase.COLLECTING:
+            await self._offer(found, [subscription])
+        for round_id, _ in list(subscription.offered):
+            if found is None or found.round_id != round_id:
+                await self._round_changed(RoundId(round_id))
+
+    async def _round_changed(self, round_id: RoundId) -> None:
+        async def body(connection: Connection) -> rounds.Round:
+            return await rounds.get_round(connection, round_id)
+
+        found = await self._database.read("round_changed", body)
+        waiting = self._subscriptions.of_model(found.model_id)
+        attempt = (found.round_id, found.attempt)
+        if found.outcome is not None:
+            await self._tell_outcome(found, [s for s in waiting if attempt in s.offered])
+        elif found.phase == Phase.COLLECTING:
+            await self._offer(found, [s for s in waiting if attempt not in s.offered])
+
+    async def _offer(self, found: rounds.Round, streams: list[Subscription]) -> None:
+        """Push the offer to those of `streams` that are in the roster and have not uploaded."""
+        if not streams:
+            return
+        assert found.config_statement is not None
+
+        async def body(
+            connection: Connection,
+        ) -> tuple[list[roster.RosterEntry], list[updates.Update]]:
+            entries = await roster.get_roster(connection, found.round_id, found.attempt)
+            return entries, await updates.list_updates(connection, found.round_id, found.attempt)
+
+        entries, known = await self._database.read("offer_round", body)
+        done = {row.client_id for row in known if row.state is not UpdateState.RECEIVING}
+        mine = {stream.client_id: stream for stream in streams}
+        chosen = [
+            entry
+            for entry in entries
+            if entry.client_id in mine
+            and entry.client_id not in done
+            and mine[entry.client_id].session_id == entry.session_id
+        ]
+        if not chosen:
+            return
+        proofs = await asyncio.to_thread(prove_all, [_leaf(entry) for entry in entries])
+        statement = codec.parse_statement(found.config_statement)
+        for entry in chosen:
+            subscription = mine[entry.client_id]
+            attempt = (found.round_id, found.attempt)
+            if attempt in subscription.offered:
+                continue  # another wakeup was quicker
+            subscription.offered.add(attempt)
+            proof = tuple(m.RosterSibling(node.hash, node.total) for node in proofs[entry.position])
+            trace = m.TraceContext(found.trace_context)
+            subscription.push(m.RoundOffer(statement, entry.entry, proof, trace))
+
+    async def _tell_outcome(self, found: rounds.Round, streams: list[Subscription]) -> None:
+        if not streams:
+            return
+
+        async def body(connection: Connection) -> list[updates.Update]:
+            return await updates.list_updates(
+                connection, found.round_id, found.attempt, UpdateState.COUNTED
+            )
+
+        counted = {row.client_id for row in await self._database.read("tell_outcome", body)}
+        published = found.new_version is not None
+        for subscription in streams:
+            subscription.offered.discard((found.round_id, found.attempt))
+            subscription.push(
+                m.RoundOutcome(
+                    round_id=found.round_id,
+                    attempt=found.attempt,
+                    phase=m.Phase.PUBLISHED if published else m.Phase.ABORTED,
+                    reason="" if published else (found.reason or "")[: limits.MAX_NAME_CHARS],
+                    new_version=found.new_version or 0,
+                    counted=published and subscription.client_id in counted,
+                )
+            )
+
+
+def _leaf(entry: roster.RosterEntry) -> WeightLeaf:
+    return WeightLeaf(
+        index=entry.position,
+        client_id=entry.client_id,
+        entry_digest=hashlib.sha256(entry.entry).digest(),
+        weight=entry.weight,
+    )
+
+
+async def end_streams_of(
+    database: Database, subscriptions: Subscriptions, client_id: ClientId
+) -> None:
+    """After CLIENT_CHANGED: end the streams whose session is no longer the newest anywhere."""
+
+    models = subscriptions.models_of(client_id)
+    if not models:
+        return
+
+    async def body(connection: Connection) -> dict[ModelId, check_ins.CheckIn | None]:
+        return {
+            model_id: await check_ins.find_check_in(connection, client_id, model_id)
+            for model_id in models
+        }
+
+    for model_id, current in (await database.read("newest_session", body)).items():
+        if current is not None:
+            subscriptions.end_other_sessions(client_id, model_id, current.session_id)

@@ -1,0 +1,121 @@
+"""Applying and showing plans."""
+
+from __future__ import annotations
+
+import json
+
+import tomli_w
+
+from boltz_mesh.privacy.budget import rounds_that_fit
+from boltz_mesh.privacy.mechanisms import release_event
+from boltz_mesh.rounds.plan import (
+    Plan,
+    plan_from_json,
+    plan_from_toml,
+    plan_to_json,
+    plan_to_toml_table,
+    validate_encoding,
+)
+from boltz_mesh.services.clock import Clock
+from boltz_mesh.storage import models
+from boltz_mesh.storage import plans as rows
+from boltz_mesh.storage.postgres import Connection, Database
+from boltz_protocol.errors import NotFound, StateConflict
+from boltz_protocol.ids import ModelId
+from boltz_protocol.v1 import aggregator_pb2 as pb
+
+
+def plan_of(row: rows.Plan) -> Plan:
+    """The typed plan of a stored revision."""
+    return plan_from_json(json.dumps(row.plan_json).encode())
+
+
+def rounds_allowed(plan: Plan) -> int:
+    """Rounds that the budget allows for a client that is in all of them; 0 for no limit."""
+    if plan.budget is None:
+        return 0
+    event = release_event(
+        noise_multiplier=plan.noise_multiplier,
+        sensitivity=validate_encoding(plan).bound_l2,
+        model=plan.model,
+        round="",
+        attempt=1,
+        client="",
+    )
+    return rounds_that_fit(plan.budget, (), event)
+
+
+class Plans:
+    """One instance a server."""
+
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self._database = database
+        self._clock = clock
+
+    async def apply(self, text: str, *, by: str, dry_run: bool) -> tuple[pb.Plan, bool]:
+        """Check a plan and, unless it is a dry run, make it the newest revision.
+
+        Raises: InvalidPlan; StateConflict where the model has versions of other tensors.
+        """
+        plan = plan_from_toml(text)
+        validate_encoding(plan)
+        model_id = ModelId(plan.model)
+
+        async def body(connection: Connection) -> tuple[rows.Plan, bool]:
+            await self._check_tensors(connection, plan, model_id)
+            if dry_run:
+                return await self._as_if_applied(connection, plan, model_id)
+            return await rows.apply_plan(
+                connection,
+                model_id,
+                json.loads(plan_to_json(plan)),
+                applied_by=by,
+                applied_at_ms=self._clock(),
+            )
+
+        row, changed = await self._database.run_tx("apply_plan", body)
+        return as_proto(row), changed
+
+    async def get(self, model_id: ModelId) -> pb.Plan:
+        """The plan in force. Raises: NotFound."""
+
+        async def body(connection: Connection) -> rows.Plan:
+            return await rows.get_plan(connection, model_id)
+
+        return as_proto(await self._database.read("get_plan", body))
+
+    async def _check_tensors(self, connection: Connection, plan: Plan, model_id: ModelId) -> None:
+        if await models.find_latest(connection, model_id) is None:
+            return
+        present = plan_of(await rows.get_plan(connection, model_id))
+        if present.tensors != plan.tensors:
+            raise StateConflict(
+                f"{model_id} has versions with other tensors; a model's tensors do not change. "
+                "Give the new shape a new model id"
+            )
+
+    async def _as_if_applied(
+        self, connection: Connection, plan: Plan, model_id: ModelId
+    ) -> tuple[rows.Plan, bool]:
+        content = json.loads(plan_to_json(plan))
+        try:
+            present = await rows.get_plan(connection, model_id)
+        except NotFound:
+            return rows.Plan(model_id, 0, content, "", 0), True
+        if present.plan_json == content:
+            return present, False
+        return rows.Plan(model_id, present.revision, content, "", 0), True
+
+
+def as_proto(row: rows.Plan) -> pb.Plan:
+    """A stored plan as the contract shows it."""
+    plan = plan_of(row)
+    return pb.Plan(
+        model_id=row.model_id,
+        revision=row.revision,
+        plan_toml=tomli_w.dumps(plan_to_toml_table(plan)),
+        applied_by=row.applied_by,
+        applied_at_ms=row.applied_at_ms,
+        scale=2.0 ** validate_encoding(plan).scale_log2,
+        rounds_allowed=rounds_allowed(plan),
+    )

@@ -1,0 +1,435 @@
+"""SubmitUpdate: ciphertext in, checked as it streams, one receipt out.
+
+Order of refusals: who signed, which round, what it was fixed to be, then the bytes. A refused chunk
+leaves everything as it was: the client may resume from the offset that the server holds. A vector
+that decrypts but is too long is refused for good, since its digest is fixed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+from boltz_mesh.rounds.fact import FactKind
+from boltz_mesh.rounds.state import Phase
+from boltz_mesh.services.clock import Clock
+from boltz_mesh.services.incoming import IncomingUpdate
+from boltz_mesh.services.keyring import KeyRing
+from boltz_mesh.storage import clients, inbox, roster, rounds, updates
+from boltz_mesh.storage.blobs import BlobRef, BlobStore, PartialBlob
+from boltz_mesh.storage.postgres import Connection, Database
+from boltz_mesh.storage.updates import NewUpdate, Update, UpdateState
+from boltz_protocol import codec, limits
+from boltz_protocol import messages as m
+from boltz_protocol.context import UpdateContext
+from boltz_protocol.encoding import Encoding
+from boltz_protocol.envelope import ChunkLayout, Opener
+from boltz_protocol.errors import (
+    ChunkOutOfOrder,
+    DigestMismatch,
+    NormExceeded,
+    NotInRoster,
+    ReplayRefused,
+    RoundClosed,
+    ShapeMismatch,
+    StateConflict,
+    UnknownKey,
+    WeightRefused,
+)
+from boltz_protocol.ids import ClientId
+from boltz_protocol.keys import load_rsa_public_key
+from boltz_protocol.sealing import round_encoding, update_context, update_layout
+from boltz_protocol.statement import CLIENT_ALGORITHMS, Statement, verify
+
+T = TypeVar("T")
+#: Chunks handed to a worker thread at once: enough to hide the hand-over, little to hold.
+_BATCH_CHUNKS: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class UploadChunk:
+    """One chunk as it came: offset in the ciphertext, and its bytes."""
+
+    offset: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Bytes that the server holds."""
+
+    committed_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Announced:
+    """A manifest that passed every check, and what follows from its round."""
+
+    manifest: m.UpdateManifest
+    statement: Statement
+    position: int
+    context: UpdateContext
+    layout: ChunkLayout
+    encoding: Encoding
+
+    @property
+    def key(self) -> str:
+        """Name of the partial blob: one for each (round, attempt, client)."""
+        manifest = self.manifest
+        return f"{manifest.round_id}.{manifest.attempt}.{manifest.client_id}"
+
+
+class Uploads:
+    """Receives updates. One instance a server."""
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        blobs: BlobStore,
+        keyring: KeyRing,
+        executor: Executor,
+        clock: Clock,
+    ) -> None:
+        self._database = database
+        self._blobs = blobs
+        self._keyring = keyring
+        self._executor = executor
+        self._clock = clock
+        #: The stream that sends each upload now; a newer one takes its place.
+        self._streams: dict[str, asyncio.Task[object]] = {}
+
+    async def receive(
+        self, client_id: ClientId, statement: Statement, chunks: AsyncIterator[UploadChunk]
+    ) -> AsyncIterator[Progress | Statement]:
+        """Take one upload from its manifest to its receipt.
+
+        Args:
+            client_id: who calls, from the certificate.
+            statement: the manifest as it came.
+            chunks: what follows, in order.
+
+        Yields:
+            Progress at once and every few chunks, then the receipt.
+
+        Raises: the errors that SubmitUpdate documents.
+        """
+        announced = await self._announced(client_id, statement)
+        row = await self._begin(announced)
+        if row.receipt is not None:
+            yield codec.parse_statement(row.receipt)
+            return
+        async with self._only_stream(announced.key):
+            content_key = await self._keyring.unwrap_content_key(
+                announced.manifest.encryption_key_id, announced.manifest.wrapped_content_key
+            )
+            opener = Opener(
+                content_key, announced.context, announced.layout, announced.manifest.key_commitment
+            )
+            incoming = IncomingUpdate(opener, announced.encoding)
+            align = announced.layout.cipher_bytes(0)
+            partial = await self._run(lambda: self._blobs.resume(announced.key, align_bytes=align))
+            try:
+                await self._run(lambda: _catch_up(partial, incoming, announced.layout))
+                yield Progress(incoming.next_offset)
+                async with contextlib.aclosing(
+                    self._take_chunks(chunks, partial, incoming)
+                ) as offsets:
+                    async for offset in offsets:
+                        yield Progress(offset)
+                ref = await self._run(lambda: _finish(partial, incoming, announced.manifest))
+            except NormExceeded:
+                # Its digest is fixed, so nothing better can come for this round.
+                await self._drop(announced, "norm_exceeded")
+                self._blobs.discard_partial(announced.key)
+                raise
+            except DigestMismatch:
+                self._blobs.discard_partial(announced.key)
+                raise
+            finally:
+                await self._run(partial.close)
+            yield await self._store(announced, ref)
+
+    # --- before the bytes -----------------------------------------------------------------------
+
+    async def _announced(self, client_id: ClientId, statement: Statement) -> _Announced:
+        async def read_client(connection: Connection) -> clients.Client:
+            return await clients.get_client(connection, client_id)
+
+        client = await self._database.read("submit_client", read_client)
+        payload = verify(
+            statement,
+            expected_type=m.UPDATE_MANIFEST,
+            public_key=load_rsa_public_key(client.public_key_spki),
+            allowed_algorithms=CLIENT_ALGORITHMS,
+        )
+        manifest = codec.parse_update_manifest(payload)
+        if manifest.client_id != client_id:
+            raise NotInRoster("the manifest names another client than the one that calls")
+
+        async def read_round(
+            connection: Connection,
+        ) -> tuple[rounds.Round, roster.RosterEntry | None]:
+            found = await rounds.get_round(connection, manifest.round_id)
+            entry = await roster.find_roster_entry(
+                connection, manifest.round_id, manifest.attempt, client_id
+            )
+            return found, entry
+
+        found, entry = await self._database.read("submit_round", read_round)
+        if entry is None or found.config_statement is None:
+            raise NotInRoster("this client was not selected for this round and attempt")
+        if manifest.session_id != entry.session_id:
+            raise NotInRoster("the manifest names another session than the one that checked in")
+        return _checked(manifest, statement, found, entry, self._clock())
+
+    async def _begin(self, announced: _Announced) -> Update:
+        manifest = announced.manifest
+        new = NewUpdate(
+            round_id=manifest.round_id,
+            attempt=manifest.attempt,
+            client_id=manifest.client_id,
+            session_id=manifest.session_id,
+            position=announced.position,
+            update_digest=manifest.sha256,
+            manifest=codec.encode_statement(announced.statement),
+            key_commitment=manifest.key_commitment,
+            key_id=manifest.encryption_key_id,
+            wrapped_content_key=manifest.wrapped_content_key,
+            size_bytes=manifest.size_bytes,
+            chunk_count=announced.layout.count,
+        )
+
+        async def body(connection: Connection) -> Update:
+            held = await rounds.share_round(connection, manifest.round_id)
+            existing = await updates.find_update(
+                connection, manifest.round_id, manifest.attempt, manifest.client_id
+            )
+            if existing is None or existing.receipt is None:
+                _check_collecting(held, manifest.attempt)
+            row = await updates.begin_update(connection, new)
+            if row.state is UpdateState.DROPPED:
+                raise RoundClosed("this update was refused before; nothing more is taken for it")
+            if row.receipt is None and row.key_commitment != manifest.key_commitment:
+                raise StateConflict("the manifest's key is not the one announced first")
+            return row
+
+        return await self._database.run_tx("begin_update", body)
+
+    # --- the bytes ------------------------------------------------------------------------------
+
+    async def _take_chunks(
+        self, chunks: AsyncIterator[UploadChunk], partial: PartialBlob, incoming: IncomingUpdate
+    ) -> AsyncGenerator[int, None]:
+        """Check and write what comes; one batch is worked on while the next one arrives."""
+        working: asyncio.Future[None] | None = None
+        expected = incoming.next_offset
+        unacknowledged = 0
+        try:
+            batch: list[UploadChunk] = []
+            while expected < incoming.size_bytes:
+                chunk = await anext(chunks, None)
+                if chunk is None:
+                    break
+                incoming.validate(chunk.offset, len(chunk.data), expected)
+                batch.append(chunk)
+                expected += len(chunk.data)
+                unacknowledged += 1
+                if len(batch) == _BATCH_CHUNKS or expected >= incoming.size_bytes:
+                    if working is not None:
+                        await working
+                    working = self._submit(batch, partial, incoming)
+                    batch = []
+                    if unacknowledged >= limits.ACK_EVERY_CHUNKS:
+                        unacknowledged = 0
+                        yield incoming.next_offset
+            if batch:
+                if working is not None:
+                    await working
+                working = self._submit(batch, partial, incoming)
+            if expected < incoming.size_bytes:
+                raise ChunkOutOfOrder(
+                    f"the stream ended at {expected} of {incoming.size_bytes} bytes",
+                    committed_bytes=expected,
+                )
+        finally:
+            if working is not None:
+                await working
+
+    def _submit(
+        self, batch: list[UploadChunk], partial: PartialBlob, incoming: IncomingUpdate
+    ) -> asyncio.Future[None]:
+        loop = asyncio.get_running_loop()
+        return loop.run_in_executor(self._executor, _take_batch, batch, partial, incoming)
+
+    async def _run(self, call: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, call)
+
+    @contextlib.asynccontextmanager
+    async def _only_stream(self, key: str) -> AsyncIterator[None]:
+        """End an older stream of the same upload: its client has lost it and come back."""
+        task = asyncio.current_task()
+        assert task is not None
+        older = self._streams.get(key)
+        self._streams[key] = task
+        if older is not None:
+            older.cancel()
+            await asyncio.wait({older})
+        try:
+            yield
+        finally:
+            if self._streams.get(key) is task:
+                del self._streams[key]
+
+    # --- after the bytes ------------------------------------------------------------------------
+
+    async def _store(self, announced: _Announced, ref: BlobRef) -> Statement:
+        manifest = announced.manifest
+        received_at_ms = self._clock()
+        receipt = self._keyring.sign_statement(
+            m.UPDATE_RECEIPT,
+            codec.encode_update_receipt(
+                m.UpdateReceipt(
+                    mesh_id=self._keyring.mesh_id,
+                    round_id=manifest.round_id,
+                    attempt=manifest.attempt,
+                    client_id=manifest.client_id,
+                    sha256=manifest.sha256,
+                    received_at_ms=received_at_ms,
+                )
+            ),
+        )
+
+        async def body(connection: Connection) -> Update:
+            held = await rounds.share_round(connection, manifest.round_id)
+            _check_collecting(held, manifest.attempt)
+            row = await updates.mark_stored(
+                connection,
+                manifest.round_id,
+                manifest.attempt,
+                manifest.client_id,
+                blob_digest=ref.digest,
+                receipt=codec.encode_statement(receipt),
+                received_at_ms=received_at_ms,
+            )
+            await inbox.put(
+                connection,
+                round_id=manifest.round_id,
+                attempt=manifest.attempt,
+                kind=FactKind.UPDATE_STORED,
+                client_id=manifest.client_id,
+                payload={},
+                at_ms=received_at_ms,
+            )
+            return row
+
+        row = await self._database.run_tx("store_update", body)
+        assert row.receipt is not None
+        return codec.parse_statement(row.receipt)
+
+    async def _drop(self, announced: _Announced, reason: str) -> None:
+        manifest = announced.manifest
+
+        async def body(connection: Connection) -> None:
+            held = await rounds.share_round(connection, manifest.round_id)
+            _check_collecting(held, manifest.attempt)
+            await updates.mark_dropped(
+                connection, manifest.round_id, manifest.attempt, manifest.client_id
+            )
+            await inbox.put(
+                connection,
+                round_id=manifest.round_id,
+                attempt=manifest.attempt,
+                kind=FactKind.CLIENT_DROPPED,
+                client_id=manifest.client_id,
+                payload={"reason": reason},
+                at_ms=self._clock(),
+            )
+
+        with contextlib.suppress(RoundClosed):
+            await self._database.run_tx("drop_update", body)
+
+
+def _checked(
+    manifest: m.UpdateManifest,
+    statement: Statement,
+    found: rounds.Round,
+    entry: roster.RosterEntry,
+    now_ms: int,
+) -> _Announced:
+    """Hold a manifest against its round's configuration."""
+    assert found.config_statement is not None
+    assert found.config_digest is not None
+    configuration = codec.parse_round_configuration(
+        codec.parse_statement(found.config_statement).payload
+    )
+    if manifest.attempt != configuration.attempt:
+        raise RoundClosed(f"attempt {manifest.attempt} of this round is over")
+    if manifest.configuration_sha256 != found.config_digest:
+        raise RoundClosed("the manifest answers another configuration than this round's")
+    if manifest.weight != entry.weight:
+        raise WeightRefused(
+            f"the manifest claims weight {manifest.weight}; {entry.weight} is committed",
+            weight=entry.weight,
+        )
+    if not configuration.created_at_ms <= manifest.at_ms <= now_ms + limits.MAX_CLOCK_SKEW_MS:
+        raise ReplayRefused("the manifest was not signed during this round")
+    key = codec.parse_encryption_key(configuration.encryption_key.payload)
+    if manifest.encryption_key_id != key.key_id:
+        raise UnknownKey(
+            f"the update is encrypted for key {manifest.encryption_key_id}; "
+            f"this round's is {key.key_id}",
+            key_id=key.key_id,
+        )
+    layout = update_layout(configuration)
+    if manifest.size_bytes != layout.cipher_size_bytes:
+        raise ShapeMismatch(
+            f"an update of this model has {layout.cipher_size_bytes} bytes when encrypted, "
+            f"not {manifest.size_bytes}",
+            size_bytes=layout.cipher_size_bytes,
+        )
+    context = update_context(
+        configuration,
+        found.config_digest,
+        client_id=manifest.client_id,
+        session_id=manifest.session_id,
+        recipient_key_id=key.key_id,
+    )
+    encoding = round_encoding(configuration)
+    return _Announced(manifest, statement, entry.position, context, layout, encoding)
+
+
+def _check_collecting(held: rounds.Round, attempt: int) -> None:
+    if held.outcome is not None or held.phase != Phase.COLLECTING or held.attempt != attempt:
+        raise RoundClosed(
+            f"round {held.round_id} is {held.phase.lower()} and takes no updates",
+            round_id=held.round_id,
+            phase=held.phase,
+        )
+
+
+def _catch_up(partial: PartialBlob, incoming: IncomingUpdate, layout: ChunkLayout) -> None:
+    """Check again what an earlier stream left: the norm is not kept anywhere."""
+    buffer = memoryview(bytearray(layout.cipher_bytes(0)))
+    while partial.offset > incoming.next_offset:
+        size = min(len(buffer), partial.offset - incoming.next_offset)
+        partial.pread_into(buffer[:size], incoming.next_offset)
+        incoming.take(buffer[:size])
+
+
+def _take_batch(batch: list[UploadChunk], partial: PartialBlob, incoming: IncomingUpdate) -> None:
+    for chunk in batch:
+        # Checked first: what does not authenticate is never written, and may be sent again.
+        incoming.take(chunk.data)
+        partial.write(chunk.data)
+
+
+def _finish(partial: PartialBlob, incoming: IncomingUpdate, manifest: m.UpdateManifest) -> BlobRef:
+    incoming.finish()
+    if partial.sha256 != manifest.sha256:
+        raise DigestMismatch("the bytes that came do not have the digest of the manifest")
+    return partial.commit()

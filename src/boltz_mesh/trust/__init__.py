@@ -1,0 +1,1 @@
+"""How much a client's conduct counts in its weight."""

@@ -1,0 +1,552 @@
+"""A mesh without gRPC: real PostgreSQL, real keys and blobs, and clients that seal real updates.
+
+Handlers are stood in for by the same storage calls that they make.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from boltz_mesh.coordinator.driver import Coordinator
+from boltz_mesh.coordinator.parts import Parts
+from boltz_mesh.coordinator.publish import plan_tensors
+from boltz_mesh.rounds.fact import FactKind
+from boltz_mesh.rounds.plan import Plan, plan_from_toml, plan_to_json
+from boltz_mesh.rounds.state import Phase
+from boltz_mesh.services.clock import system_clock
+from boltz_mesh.services.files import EncryptedReader, EncryptedWriter, model_context
+from boltz_mesh.services.identity.authority import Authority, new_root
+from boltz_mesh.services.keyring import KeyRing
+from boltz_mesh.storage import (
+    check_ins,
+    clients,
+    inbox,
+    ledger,
+    models,
+    plans,
+    roster,
+    round_events,
+    rounds,
+    updates,
+)
+from boltz_mesh.storage.directory_blobs import DirectoryBlobs
+from boltz_mesh.storage.lease import CoordinatorLease
+from boltz_mesh.storage.listen import Listener
+from boltz_mesh.storage.models import ModelVersion
+from boltz_mesh.storage.postgres import Channel, Connection, Database
+from boltz_protocol import codec
+from boltz_protocol import messages as m
+from boltz_protocol.envelope import seal_update
+from boltz_protocol.errors import RoundClosed
+from boltz_protocol.ids import (
+    ClientId,
+    ModelId,
+    RoundId,
+    SessionId,
+    new_client_id,
+    new_key_id,
+    new_round_id,
+    new_session_id,
+)
+from boltz_protocol.key_wrap import KeyEncryptionKey
+from boltz_protocol.keys import load_rsa_public_key
+from boltz_protocol.model_file import canonical_layout, read_vector
+from boltz_protocol.sealing import round_encoding, update_context, update_layout
+from boltz_protocol.statement import RSA_PSS_SHA256, Statement
+from boltz_protocol.update import LocalDelta, clip, encode, open_update, weigh
+
+T = TypeVar("T")
+Vector = npt.NDArray[np.float32]
+REPLICA = "replica-under-test"
+
+PLAN = """\
+model = "{model}"
+clip_norm = 1.0
+privacy = "{privacy}"
+noise_multiplier = {noise}
+promotion = "{promotion}"
+{top}
+[cohort]
+min = {min}
+target = {target}
+max = {max}
+over_selection = {over_selection}
+[deadlines]
+selecting = "{selecting}"
+collecting = "{collecting}"
+recovery_extension = "0ms"
+[[tensors]]
+name = "weights"
+shape = [{size}]
+[[tensors]]
+name = "bias"
+shape = []
+[[lanes]]
+name = "loss"
+scale = 0.01
+{tables}
+"""
+
+
+def plan_text(**changes: object) -> str:
+    settings: dict[str, object] = {
+        "model": "model",
+        "privacy": "none",
+        "noise": 0.0,
+        "promotion": "automatic",
+        "top": "",
+        "min": 2,
+        "target": 3,
+        "max": 6,
+        "over_selection": 1.0,
+        "selecting": "30s",
+        "collecting": "30s",
+        "size": 7,
+        "tables": "",
+    }
+    return PLAN.format(**(settings | changes))
+
+
+@dataclass(slots=True)
+class TestClient:
+    """One client: enrolled, and checked in where a session is set."""
+
+    __test__ = False
+
+    client_id: ClientId
+    session_id: SessionId = field(default_factory=new_session_id)
+
+
+class World:
+    """Everything around a coordinator; `coordinating` runs one."""
+
+    def __init__(self, parts: Parts, spans: InMemorySpanExporter) -> None:
+        self.parts = parts
+        self.spans = spans
+        self.database = parts.database
+
+    async def tx(self, body: Callable[[Connection], Awaitable[T]]) -> T:
+        return await self.database.run_tx("test", body)
+
+    # --- models and plans -----------------------------------------------------------------------
+
+    async def declare(self, text: str, parameters: Vector | None = None) -> Plan:
+        """Apply a plan; publish and promote its first version."""
+        plan = plan_from_toml(text)
+        model_id = ModelId(plan.model)
+        vector = np.zeros(plan.parameters, np.float32) if parameters is None else parameters
+
+        async def apply(connection: Connection) -> int:
+            applied, _ = await plans.apply_plan(
+                connection,
+                model_id,
+                json.loads(plan_to_json(plan)),
+                applied_by="ann",
+                applied_at_ms=system_clock(),
+            )
+            return applied.revision
+
+        revision = await self.tx(apply)
+        layout = canonical_layout(plan_tensors(plan))
+        parts = self.parts
+        with EncryptedWriter(
+            parts.blobs,
+            parts.keyring.kek,
+            model_context(parts.keyring.mesh_id, model_id, 1),
+            layout.size_bytes,
+        ) as writer:
+            writer.write(layout.header)
+            writer.write(vector.astype("<f4").tobytes())
+            stored = writer.commit()
+        manifest = m.ModelManifest(
+            mesh_id=parts.keyring.mesh_id,
+            model_id=model_id,
+            version=1,
+            parent_version=0,
+            parent_sha256=b"",
+            round_id=None,
+            sha256=stored.digest,
+            size_bytes=layout.size_bytes,
+            tensors=layout.tensors,
+            optimizer_state_sha256=b"",
+            plan_revision=revision,
+            created_at_ms=system_clock(),
+        )
+        statement = parts.keyring.sign_statement(
+            m.MODEL_MANIFEST, codec.encode_model_manifest(manifest)
+        )
+
+        async def publish(connection: Connection) -> None:
+            await models.insert_model_version(
+                connection,
+                models.NewModelVersion(
+                    model_id=model_id,
+                    version=1,
+                    parent_version=None,
+                    round_id=None,
+                    weights=stored,
+                    size_bytes=layout.size_bytes,
+                    kek_id=parts.keyring.kek.key_id,
+                    manifest=codec.encode_statement(statement),
+                    optimizer=None,
+                    metrics={},
+                    created_at_ms=system_clock(),
+                ),
+            )
+            await models.promote_model(connection, model_id, 1, by="ann", at_ms=system_clock())
+
+        await self.tx(publish)
+        return plan
+
+    async def reapply(self, text: str) -> Plan:
+        """Another revision of a plan that is declared already."""
+        plan = plan_from_toml(text)
+
+        async def apply(connection: Connection) -> None:
+            await plans.apply_plan(
+                connection,
+                ModelId(plan.model),
+                json.loads(plan_to_json(plan)),
+                applied_by="ann",
+                applied_at_ms=system_clock(),
+            )
+
+        await self.tx(apply)
+        return plan
+
+    async def version(self, plan: Plan, number: int) -> ModelVersion:
+        return await self.tx(
+            lambda connection: models.get_model_version(connection, ModelId(plan.model), number)
+        )
+
+    async def vector(self, plan: Plan, number: int) -> Vector:
+        """The parameters of a stored version, read back through every layer."""
+        row = await self.version(plan, number)
+        parts = self.parts
+        content = bytearray(row.size_bytes)
+        with EncryptedReader(
+            parts.blobs,
+            parts.keyring.kek,
+            model_context(parts.keyring.mesh_id, row.model_id, row.version),
+            row.weights,
+            row.size_bytes,
+        ) as reader:
+            reader.read_into(content, 0)
+        assert hashlib.sha256(content).digest() == row.weights.digest
+        return read_vector(content, plan_tensors(plan))
+
+    # --- clients --------------------------------------------------------------------------------
+
+    async def enrol(self, count: int) -> list[TestClient]:
+        made = [TestClient(new_client_id()) for _ in range(count)]
+
+        async def body(connection: Connection) -> None:
+            for client in made:
+                await clients.insert_client(
+                    connection,
+                    clients.NewClient(
+                        client_id=client.client_id,
+                        status=clients.ClientStatus.ACTIVE,
+                        region="eu",
+                        public_key_spki=secrets.token_bytes(32),
+                        key_id=new_key_id(),
+                        request_key_hash=secrets.token_bytes(32),
+                        enrolled_at_ms=system_clock(),
+                        enrolled_by="token",
+                        personal=clients.Personal("a firm", "", ""),
+                    ),
+                )
+
+        await self.tx(body)
+        return made
+
+    async def check_in(
+        self,
+        plan: Plan,
+        who: Sequence[TestClient],
+        *,
+        sample_bucket: int = 10,
+        region: str = "eu",
+    ) -> None:
+        async def body(connection: Connection) -> None:
+            for client in who:
+                statement = Statement(
+                    m.CHECK_IN, b"signed elsewhere", new_key_id(), RSA_PSS_SHA256, bytes(384)
+                )
+                await check_ins.put_check_in(
+                    connection,
+                    check_ins.CheckIn(
+                        client_id=client.client_id,
+                        model_id=ModelId(plan.model),
+                        session_id=client.session_id,
+                        replica_id=REPLICA,
+                        sample_bucket=sample_bucket,
+                        quality_bucket=3,
+                        region=region,
+                        protocol_min=1,
+                        protocol_max=1,
+                        statement=codec.encode_statement(statement),
+                        at_ms=system_clock(),
+                    ),
+                )
+
+        await self.tx(body)
+
+    async def check_out(self, plan: Plan, client: TestClient) -> None:
+        await self.tx(
+            lambda connection: check_ins.remove_check_in(
+                connection, client.client_id, ModelId(plan.model), client.session_id
+            )
+        )
+
+    async def upload(
+        self,
+        round_id: RoundId,
+        client: TestClient,
+        delta: Vector,
+        *,
+        loss: float = 0.0,
+        damage: bool = False,
+        poison: bool = False,
+    ) -> None:
+        """Seal, store, and put down the fact, as SubmitUpdate does.
+
+        Raises: RoundClosed.
+        """
+        found = await self.round(round_id)
+        assert found.config_statement is not None
+        assert found.config_digest is not None
+        configuration = codec.parse_round_configuration(
+            codec.parse_statement(found.config_statement).payload
+        )
+        entry = await self.tx(
+            lambda connection: roster.find_roster_entry(connection, round_id, 1, client.client_id)
+        )
+        assert entry is not None
+        sealed = _sealed(configuration, found.config_digest, entry, delta, loss, poison=poison)
+        content = bytearray(sealed.content)
+        if damage:
+            content[0] ^= 1
+        with self.parts.blobs.writer() as writer:
+            writer.write(content)
+            ref = writer.commit()
+
+        async def body(connection: Connection) -> None:
+            held = await rounds.share_round(connection, round_id)
+            if held.phase != Phase.COLLECTING:
+                raise RoundClosed("too late")
+            await updates.begin_update(connection, replace(sealed.row, update_digest=ref.digest))
+            await updates.mark_stored(
+                connection,
+                round_id,
+                1,
+                client.client_id,
+                blob_digest=ref.digest,
+                receipt=b"a receipt",
+                received_at_ms=system_clock(),
+            )
+            await inbox.put(
+                connection,
+                round_id=round_id,
+                attempt=1,
+                kind=FactKind.UPDATE_STORED,
+                client_id=client.client_id,
+                payload={},
+                at_ms=system_clock(),
+            )
+
+        await self.tx(body)
+
+    async def put_fact(
+        self, round_id: RoundId, kind: FactKind, client: TestClient | None, **payload: str
+    ) -> None:
+        await self.tx(
+            lambda connection: inbox.put(
+                connection,
+                round_id=round_id,
+                attempt=1,
+                kind=kind,
+                client_id=None if client is None else client.client_id,
+                payload=payload,
+                at_ms=system_clock(),
+            )
+        )
+
+    # --- rounds ---------------------------------------------------------------------------------
+
+    async def start(self, plan: Plan, *, trace_context: str = "") -> RoundId:
+        model_id = ModelId(plan.model)
+
+        async def body(connection: Connection) -> RoundId:
+            base = await models.find_promoted(connection, model_id)
+            assert base is not None
+            row = await plans.get_plan(connection, model_id)
+            created = await rounds.create_round(
+                connection,
+                rounds.NewRound(
+                    round_id=new_round_id(),
+                    model_id=model_id,
+                    phase=Phase.SELECTING,
+                    base_version=base.version,
+                    plan_revision=row.revision,
+                    started_by="ann",
+                    started_at_ms=system_clock(),
+                    deadline_at_ms=None,
+                    trace_context=trace_context,
+                ),
+            )
+            return created.round_id
+
+        return await self.tx(body)
+
+    async def round(self, round_id: RoundId) -> rounds.Round:
+        return await self.tx(lambda connection: rounds.get_round(connection, round_id))
+
+    async def reached(self, round_id: RoundId, *phases: Phase, seconds: float = 20) -> rounds.Round:
+        """The round once it is in one of these phases; an end in another phase fails."""
+        ends = {Phase.PUBLISHED, Phase.ABORTED}
+        async with asyncio.timeout(seconds):
+            with self.parts.listener.subscribe(Channel.ROUND_CHANGED) as wakeups:
+                async for _ in wakeups:
+                    found = await self.round(round_id)
+                    if found.phase in phases:
+                        return found
+                    assert found.phase not in ends, f"{found.phase}: {found.reason}"
+        raise AssertionError("the listener was closed")
+
+    async def cleaned(self, round_id: RoundId) -> None:
+        """Assert that nothing of a round's contents is left: the runner ends with this."""
+
+        async def body(connection: Connection) -> list[updates.Update]:
+            return await updates.list_updates(connection, round_id, 1)
+
+        for row in await self.tx(body):
+            assert row.wrapped_content_key is None
+            assert row.blob_digest is None
+        found = await self.round(round_id)
+        assert found.aggregate_wrapped_key is None
+        assert found.aggregate_blob_digest is None
+
+    async def events(self, round_id: RoundId) -> list[str]:
+        """The kinds of a round's events, in order."""
+        stored = await self.tx(lambda c: round_events.load_events(c, round_id))
+        return [event.kind for event in stored]
+
+    async def charged(self, plan: Plan) -> list[tuple[str, str]]:
+        """(client, round) of every charge, sorted."""
+        events = await self.tx(
+            lambda connection: ledger.list_privacy_events(connection, ModelId(plan.model))
+        )
+        return sorted((event.client_id, event.round_id) for event in events)
+
+    async def holds(self, plan: Plan) -> int:
+        return len(await self.tx(lambda c: ledger.list_holds(c, ModelId(plan.model))))
+
+    @contextlib.asynccontextmanager
+    async def coordinating(self) -> AsyncIterator[asyncio.Task[None]]:
+        """A coordinator in its own task, under a lease of its own; cancelled at the end."""
+        async with await CoordinatorLease.acquire(self.database.url, REPLICA) as lease:
+            task = asyncio.create_task(Coordinator(self.parts, lease).run())
+            try:
+                yield task
+            finally:
+                if task.done():
+                    task.result()
+                task.cancel()
+                await asyncio.wait({task})
+
+
+@dataclass(frozen=True, slots=True)
+class _Sealed:
+    row: updates.NewUpdate
+    content: bytes
+
+
+def _sealed(
+    configuration: m.RoundConfiguration,
+    config_digest: bytes,
+    entry: roster.RosterEntry,
+    delta: Vector,
+    loss: float,
+    *,
+    poison: bool,
+) -> _Sealed:
+    lanes = tuple(loss * lane.scale for lane in configuration.lanes)
+    clipped = clip(LocalDelta(delta, lanes), clip_norm_l2=configuration.clip_norm)
+    weighted = weigh(clipped, weight=entry.weight, max_weight=configuration.max_weight)
+    encoded = encode(weighted, round_encoding(configuration))
+    if poison:
+        encoded.values[:] = (1 << 22) - 1
+    key = codec.parse_encryption_key(configuration.encryption_key.payload)
+    context = update_context(
+        configuration,
+        config_digest,
+        client_id=entry.client_id,
+        session_id=entry.session_id,
+        recipient_key_id=key.key_id,
+    )
+    layout = update_layout(configuration)
+    sealer, wrapped = seal_update(context, load_rsa_public_key(key.public_key_spki), layout)
+    update = open_update(encoded)
+    pieces = []
+    for index in range(layout.count):
+        buffer = bytearray(layout.cipher_bytes(index))
+        sealer.seal_into(index, update.chunk(index), buffer)
+        pieces.append(bytes(buffer))
+    row = updates.NewUpdate(
+        round_id=entry.round_id,
+        attempt=entry.attempt,
+        client_id=entry.client_id,
+        session_id=entry.session_id,
+        position=entry.position,
+        update_digest=bytes(32),
+        manifest=b"a manifest",
+        key_commitment=sealer.commitment,
+        key_id=key.key_id,
+        wrapped_content_key=wrapped,
+        size_bytes=layout.cipher_size_bytes,
+        chunk_count=layout.count,
+    )
+    return _Sealed(row, b"".join(pieces))
+
+
+@contextlib.asynccontextmanager
+async def open_world(database: Database, folder: Path) -> AsyncIterator[World]:
+    now = datetime.now(UTC)
+    key, root = new_root("demo", now=now, lifetime=timedelta(days=365))
+    authority = Authority(mesh="demo", key=key, chain=[root], now=now)
+    keyring = await KeyRing.open(database, authority, KeyEncryptionKey.generate(), system_clock)
+    spans = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+    with ThreadPoolExecutor(2) as heavy, ThreadPoolExecutor(2) as chunks:
+        async with await Listener.open(database.url, replica_id=REPLICA) as listener:
+            parts = Parts(
+                database=database,
+                listener=listener,
+                keyring=keyring,
+                blobs=DirectoryBlobs(folder),
+                clock=system_clock,
+                tracer=provider.get_tracer("test"),
+                random=secrets.SystemRandom(),
+                heavy=heavy,
+                chunks=chunks,
+                holder=REPLICA,
+            )
+            yield World(parts, spans)

@@ -1,0 +1,704 @@
+"""A small mesh in memory, for tests of the client: real gRPC, mutual TLS and cryptography.
+
+It keeps to the contract where a client can see it, and misbehaves where a test asks it to
+(`Faults`). Rounds are `open`, without noise; `finish_round` folds what came in and publishes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from typing import Any
+
+import grpc
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+
+from boltz_client.backoff import Clock
+from boltz_mesh.services.identity.authority import Authority, new_root
+from boltz_protocol import codec, limits, weights
+from boltz_protocol import messages as m
+from boltz_protocol.aggregate import Accumulator, release
+from boltz_protocol.encoding import plan_encoding
+from boltz_protocol.envelope import Opener, unwrap_as_recipient
+from boltz_protocol.errors import (
+    ApprovalPending,
+    ChunkOutOfOrder,
+    DigestMismatch,
+    MeshError,
+    NotFound,
+    RoundClosed,
+    SecondDigest,
+    TokenRefused,
+    Unavailable,
+)
+from boltz_protocol.ids import ClientId, ModelId, new_client_id, new_round_id
+from boltz_protocol.join import JoinString, new_token
+from boltz_protocol.keys import public_key_der, public_key_id
+from boltz_protocol.model_file import Vector, canonical_layout, encode_model, read_vector
+from boltz_protocol.names import parse_peer_uri
+from boltz_protocol.packing import norm_squared_packed24
+from boltz_protocol.sealing import round_encoding, update_context, update_layout
+from boltz_protocol.statement import CLIENT_ALGORITHMS, Statement, digest, sign_ed25519, verify
+from boltz_protocol.status import to_grpc_status
+from boltz_protocol.v1 import aggregator_pb2, model_store_pb2, registry_pb2
+from tests.support.keys import vector_rsa_key
+
+MESH = "mini"
+MODEL = ModelId("toy")
+Context = Any
+
+
+@dataclass(slots=True)
+class Faults:
+    """What goes wrong; lists are used up from the front, one entry a call.
+
+    Attributes:
+        cut_uploads: end the call after so many chunks.
+        cut_pulls: the same for pulls.
+        refuse_uploads: errors instead of the first answer.
+        refuse_participate: errors instead of a welcome.
+        pending: enrolments that are told to wait first.
+        mangle_offer: changes an offer before it is sent.
+        mangle_model: changes a model's bytes as they are sent.
+        mangle_receipt: changes a receipt before it is signed.
+    """
+
+    cut_uploads: list[int] = field(default_factory=list)
+    cut_pulls: list[int] = field(default_factory=list)
+    refuse_uploads: list[MeshError] = field(default_factory=list)
+    refuse_participate: list[MeshError] = field(default_factory=list)
+    pending: int = 0
+    lose_enrol_replies: int = 0
+    mangle_offer: Callable[[m.RoundOffer], m.RoundOffer] = lambda offer: offer
+    mangle_model: Callable[[bytes], bytes] = lambda data: data
+    mangle_receipt: Callable[[m.UpdateReceipt], m.UpdateReceipt] = lambda receipt: receipt
+
+
+@dataclass(slots=True)
+class Update:
+    """What one client sent for the round."""
+
+    manifest: m.UpdateManifest
+    chunks: list[bytes] = field(default_factory=list)
+    receipt: Statement | None = None
+
+    @property
+    def committed(self) -> int:
+        return sum(map(len, self.chunks))
+
+
+@dataclass(slots=True)
+class Round:
+    configuration: m.RoundConfiguration
+    statement: Statement
+    entries: dict[str, tuple[bytes, m.RosterEntry]]
+    proofs: dict[ClientId, tuple[weights.SumNode, ...]]
+    updates: dict[str, Update] = field(default_factory=dict)
+    declined: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Stream:
+    check_in: m.CheckIn
+    statement: Statement
+    outbox: asyncio.Queue[aggregator_pb2.ParticipateResponse | MeshError]
+
+
+class MiniMesh:
+    """One mesh with one model. Make it with `running`."""
+
+    def __init__(self, tensors: tuple[m.TensorSpec, ...], vector: Vector, clock: Clock) -> None:
+        self.clock = clock
+        now = clock.now()
+        key, root = new_root(MESH, now=now, lifetime=timedelta(days=3650))
+        self.authority = Authority(mesh=MESH, key=key, chain=[root], now=now)
+        self.statement_key = Ed25519PrivateKey.generate()
+        self.certificates = [self._certified(self.statement_key)]
+        self.tensors = tensors
+        self.models: dict[int, tuple[Statement, bytes]] = {}
+        self.faults = Faults()
+        self.tokens: dict[bytes, tuple[bytes, ClientId] | None] = {}
+        self.clients: dict[str, RSAPublicKey] = {}
+        self.streams: dict[str, Stream] = {}
+        self.round: Round | None = None
+        self.changed = asyncio.Condition()
+        self.calls: list[str] = []
+        self.metadata: list[dict[str, str]] = []
+        self.server: grpc.aio.Server
+        self.lanes: tuple[float, ...] = ()
+        self.enroll_address = ""
+        self.mesh_address = ""
+        self.publish(vector)
+
+    def _certified(self, key: Ed25519PrivateKey) -> bytes:
+        issued = self.authority.certify_statement_key(key.public_key(), now=self.clock.now())
+        return issued.chain_der[0]
+
+    # --- what a test does -----------------------------------------------------------------------
+
+    def join_string(self) -> str:
+        token = new_token()
+        self.tokens[token] = None
+        return JoinString(
+            MESH, self.enroll_address, self.mesh_address, self.authority.fingerprint, token
+        ).encode()
+
+    def sign(self, type: str, payload: bytes) -> Statement:
+        return sign_ed25519(type=type, payload=payload, private_key=self.statement_key)
+
+    def rotate_statement_key(self) -> None:
+        self.statement_key = Ed25519PrivateKey.generate()
+        self.certificates.append(self._certified(self.statement_key))
+
+    def publish(self, vector: Vector, round_id: str = "") -> int:
+        version = len(self.models) + 1
+        content = encode_model(self.tensors, vector)
+        parent = self.models[version - 1][1] if version > 1 else b""
+        manifest = m.ModelManifest(
+            mesh_id=MESH,
+            model_id=MODEL,
+            version=version,
+            parent_version=version - 1,
+            parent_sha256=hashlib.sha256(parent).digest() if parent else b"",
+            round_id=new_round_id() if round_id else None,
+            sha256=hashlib.sha256(content).digest(),
+            size_bytes=len(content),
+            tensors=self.tensors,
+            optimizer_state_sha256=b"",
+            plan_revision=1,
+            created_at_ms=self.clock.now_ms(),
+        )
+        statement = self.sign(m.MODEL_MANIFEST, codec.encode_model_manifest(manifest))
+        self.models[version] = (statement, content)
+        return version
+
+    @property
+    def vector(self) -> Vector:
+        return read_vector(self.models[len(self.models)][1], self.tensors)
+
+    async def wait(self, condition: Callable[[], bool], timeout_s: float = 10) -> None:
+        async with asyncio.timeout(timeout_s), self.changed:
+            await self.changed.wait_for(condition)
+
+    async def tell_all(self) -> None:
+        async with self.changed:
+            self.changed.notify_all()
+
+    async def start_round(
+        self,
+        clients: int = 1,
+        *,
+        deadline_ms: int = 20_000,
+        change: Callable[[m.RoundConfiguration], m.RoundConfiguration] = lambda c: c,
+        lanes: tuple[m.Lane, ...] = (),
+        hyperparameters: dict[str, m.HyperValue] | None = None,
+        clip_norm: float = 1.0,
+    ) -> Round:
+        """Offer a round to everyone who is checked in, once so many are."""
+        await self.wait(lambda: len(self.streams) >= clients)
+        now_ms = self.clock.now_ms()
+        entries: dict[str, tuple[bytes, m.RosterEntry]] = {}
+        for index, (client_id, stream) in enumerate(self.streams.items()):
+            entry = m.RosterEntry(
+                index=index,
+                client_id=ClientId(client_id),
+                session_id=stream.check_in.session_id,
+                weight=min(255, 8 * (stream.check_in.sample_bucket + 1)),
+                sample_bucket=stream.check_in.sample_bucket,
+                quality_bucket=stream.check_in.quality_bucket,
+                check_in=stream.statement,
+            )
+            entries[client_id] = (codec.encode_roster_entry(entry), entry)
+        leaves = [
+            weights.WeightLeaf(e.index, e.client_id, hashlib.sha256(raw).digest(), e.weight)
+            for raw, e in entries.values()
+        ]
+        root = weights.root(leaves)
+        coordinates = sum(spec.elements for spec in self.tensors) + len(lanes)
+        encoding = plan_encoding(
+            clip_norm_l2=clip_norm,
+            noise_multiplier=0.0,
+            cohort_max=len(entries),
+            coordinates=coordinates,
+        )
+        base = len(self.models)
+        encryption = m.EncryptionKey(
+            mesh_id=MESH,
+            key_id=public_key_id(vector_rsa_key().public_key()),
+            public_key_spki=public_key_der(vector_rsa_key().public_key()),
+            not_before_ms=now_ms - 1000,
+            not_after_ms=now_ms + limits.SERVER_KEY_LIFETIME_MS - 1000,
+        )
+        configuration = change(
+            m.RoundConfiguration(
+                mesh_id=MESH,
+                round_id=new_round_id(),
+                attempt=1,
+                model_id=MODEL,
+                mode=m.RoundMode.OPEN,
+                base_version=base,
+                model_sha256=hashlib.sha256(self.models[base][1]).digest(),
+                parameters=coordinates - len(lanes),
+                lanes=lanes,
+                clip_norm=clip_norm,
+                scale=2.0**encoding.scale_log2,
+                bound_l2=encoding.bound_l2,
+                noise_multiplier=0.0,
+                privacy=m.PRIVACY_NONE,
+                epsilon_budget=0.0,
+                delta=0.0,
+                roster_root=root.hash,
+                roster_size=len(entries),
+                total_weight=root.total,
+                max_weight=max(e.weight for _, e in entries.values()),
+                min_survivors=1,
+                deadline_ms=now_ms + deadline_ms,
+                encryption_key=self.sign(m.ENCRYPTION_KEY, codec.encode_encryption_key(encryption)),
+                hyperparameters=hyperparameters or {},
+                plan_revision=1,
+                optimizer_state_sha256=b"",
+                created_at_ms=now_ms,
+            )
+        )
+        statement = self.sign(
+            m.ROUND_CONFIGURATION, codec.encode_round_configuration(configuration)
+        )
+        proofs = {leaf.client_id: weights.prove(leaves, leaf.index) for leaf in leaves}
+        self.round = Round(configuration, statement, entries, proofs)
+        for client_id in entries:
+            self.offer(client_id)
+        return self.round
+
+    def offer(self, client_id: str, trace: m.TraceContext | None = None) -> None:
+        round = self.round
+        assert round is not None
+        offer = self.faults.mangle_offer(
+            m.RoundOffer(
+                configuration=round.statement,
+                roster_entry=round.entries[client_id][0],
+                proof=tuple(
+                    m.RosterSibling(n.hash, n.total) for n in round.proofs[ClientId(client_id)]
+                ),
+                trace=trace
+                or m.TraceContext("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
+            )
+        )
+        self.push(client_id, aggregator_pb2.ParticipateResponse(offer=codec.offer_to_proto(offer)))
+
+    def push(self, client_id: str, message: aggregator_pb2.ParticipateResponse | MeshError) -> None:
+        self.streams[client_id].outbox.put_nowait(message)
+
+    async def finish_round(self) -> int:
+        """Wait for every client's update or decline, fold, publish, tell the outcome."""
+        round = self.round
+        assert round is not None
+        await self.wait(
+            lambda: all(
+                (name in round.updates and round.updates[name].receipt) or name in round.declined
+                for name in round.entries
+            )
+        )
+        received = {name: u for name, u in round.updates.items() if u.receipt is not None}
+        version = self._fold(round, received) if received else 0
+        for name in round.entries:
+            self.tell_outcome(name, version, counted=name in received)
+        return version
+
+    def tell_outcome(self, client_id: str, version: int, *, counted: bool) -> None:
+        assert self.round is not None
+        outcome = m.RoundOutcome(
+            round_id=self.round.configuration.round_id,
+            attempt=1,
+            phase=m.Phase.PUBLISHED if version else m.Phase.ABORTED,
+            reason="" if version else "TOO_FEW_UPDATES",
+            new_version=version,
+            counted=counted,
+        )
+        if client_id in self.streams:
+            self.push(
+                client_id,
+                aggregator_pb2.ParticipateResponse(outcome=codec.outcome_to_proto(outcome)),
+            )
+
+    def _fold(self, round: Round, received: dict[str, Update]) -> int:
+        configuration = round.configuration
+        accumulator = Accumulator(configuration.coordinates)
+        for update in received.values():
+            opener = self._opener(round, update.manifest)
+            for index, cipher in enumerate(update.chunks):
+                plain = bytearray(opener.layout.plain_bytes(index))
+                opener.open_into(index, cipher, plain)
+                accumulator.fold(index, plain)
+        total = accumulator.finish(
+            encoding=round_encoding(configuration),
+            lanes=len(configuration.lanes),
+            contributors=len(received),
+            weight_total=sum(round.entries[name][1].weight for name in received),
+            max_weight=configuration.max_weight,
+        )
+        mean = release(total)
+        self.lanes = mean.lanes
+        return self.publish((self.vector + mean.values).astype(np.float32), "made by a round")
+
+    def _opener(self, round: Round, manifest: m.UpdateManifest) -> Opener:
+        key = unwrap_as_recipient(manifest.wrapped_content_key, vector_rsa_key())
+        context = update_context(
+            round.configuration,
+            digest(round.statement),
+            client_id=manifest.client_id,
+            session_id=manifest.session_id,
+            recipient_key_id=manifest.encryption_key_id,
+        )
+        layout = update_layout(round.configuration)
+        return Opener(key, context, layout, manifest.key_commitment)
+
+    # --- what a client calls --------------------------------------------------------------------
+
+    def enroll(self, request: registry_pb2.EnrollRequest) -> registry_pb2.EnrollResponse:
+        if request.token not in self.tokens:
+            raise TokenRefused("this token is not known")
+        known = self.tokens[request.token]
+        if known is not None and known[0] != request.request_key:
+            raise TokenRefused("this token was used")
+        client_id = known[1] if known is not None else new_client_id()
+        self.tokens[request.token] = (request.request_key, client_id)
+        if self.faults.pending:
+            self.faults.pending -= 1
+            raise ApprovalPending("an operator has yet to approve", retry_after_ms=1)
+        issued = self.authority.issue_client(request.csr_der, client_id, now=self.clock.now())
+        key = issued.certificate.public_key()
+        assert isinstance(key, RSAPublicKey)
+        self.clients[client_id] = key
+        if self.faults.lose_enrol_replies:
+            self.faults.lose_enrol_replies -= 1
+            raise Unavailable("the reply was lost")
+        return registry_pb2.EnrollResponse(
+            client_id=client_id,
+            certificate_chain_der=issued.chain_der,
+            authority_certificate_der=self.authority.root_der,
+            mesh_id=MESH,
+        )
+
+    async def participate(
+        self, client_id: str, requests: AsyncIterator[aggregator_pb2.ParticipateRequest]
+    ) -> AsyncIterator[aggregator_pb2.ParticipateResponse]:
+        if self.faults.refuse_participate:
+            raise self.faults.refuse_participate.pop(0)
+        first = await anext(requests)
+        outbox: asyncio.Queue[aggregator_pb2.ParticipateResponse | MeshError] = asyncio.Queue()
+        self._check_in(client_id, first, outbox)
+        reader = asyncio.create_task(self._read(client_id, requests, outbox))
+        try:
+            welcome = m.Welcome(self.clock.now_ms(), m.PROTOCOL_VERSION)
+            yield aggregator_pb2.ParticipateResponse(welcome=codec.welcome_to_proto(welcome))
+            await self.tell_all()
+            round = self.round
+            if round is not None and client_id in round.entries:
+                self.offer(client_id)
+            while True:
+                message = await outbox.get()
+                if isinstance(message, MeshError):
+                    raise message
+                yield message
+        finally:
+            reader.cancel()
+            if client_id in self.streams and self.streams[client_id].outbox is outbox:
+                del self.streams[client_id]
+
+    def _check_in(
+        self,
+        client_id: str,
+        request: aggregator_pb2.ParticipateRequest,
+        outbox: asyncio.Queue[aggregator_pb2.ParticipateResponse | MeshError],
+    ) -> None:
+        statement = codec.statement_from_proto(request.check_in)
+        payload = verify(
+            statement,
+            expected_type=m.CHECK_IN,
+            public_key=self.clients[client_id],
+            allowed_algorithms=CLIENT_ALGORITHMS,
+        )
+        check_in = codec.parse_check_in(payload)
+        assert (check_in.client_id, check_in.model_id) == (client_id, MODEL)
+        self.streams[client_id] = Stream(check_in, statement, outbox)
+
+    async def _read(
+        self,
+        client_id: str,
+        requests: AsyncIterator[aggregator_pb2.ParticipateRequest],
+        outbox: asyncio.Queue[aggregator_pb2.ParticipateResponse | MeshError],
+    ) -> None:
+        async for request in requests:
+            if request.WhichOneof("message") == "check_in":
+                self._check_in(client_id, request, outbox)
+            else:
+                decline = codec.decline_from_proto(request.decline)
+                if self.round is not None:
+                    self.round.declined[client_id] = decline.reason
+            await self.tell_all()
+
+    async def submit(
+        self, client_id: str, requests: AsyncIterator[aggregator_pb2.SubmitUpdateRequest]
+    ) -> AsyncIterator[aggregator_pb2.SubmitUpdateResponse]:
+        if self.faults.refuse_uploads:
+            raise self.faults.refuse_uploads.pop(0)
+        cut_after = self.faults.cut_uploads.pop(0) if self.faults.cut_uploads else None
+        statement = codec.statement_from_proto((await anext(requests)).manifest)
+        payload = verify(
+            statement,
+            expected_type=m.UPDATE_MANIFEST,
+            public_key=self.clients[client_id],
+            allowed_algorithms=CLIENT_ALGORITHMS,
+        )
+        manifest = codec.parse_update_manifest(payload)
+        round = self.round
+        if round is None or round.configuration.round_id != manifest.round_id:
+            raise RoundClosed("there is no such round")
+        assert manifest.session_id == round.entries[client_id][1].session_id
+        assert manifest.configuration_sha256 == digest(round.statement)
+        update = round.updates.setdefault(client_id, Update(manifest))
+        if update.manifest.sha256 != manifest.sha256:
+            raise SecondDigest("another digest came first")
+        if update.receipt is None:
+            yield _progress(update.committed)
+            opener = self._opener(round, manifest)
+            norm_squared = 0
+            taken = 0
+            while update.committed < manifest.size_bytes:
+                if taken == cut_after:
+                    raise Unavailable("cut")
+                request = await anext(requests, None)
+                if request is None:
+                    raise ChunkOutOfOrder("the stream ended early")
+                data = request.chunk.data
+                assert request.chunk.offset == update.committed
+                plain = bytearray(opener.layout.plain_bytes(len(update.chunks)))
+                opener.open_into(len(update.chunks), data, plain)
+                norm_squared += norm_squared_packed24(plain)
+                update.chunks.append(data)
+                taken += 1
+                yield _progress(update.committed)
+            round_encoding(round.configuration).check_norm(norm_squared)
+            if hashlib.sha256(b"".join(update.chunks)).digest() != manifest.sha256:
+                raise DigestMismatch("other bytes")
+            receipt = self.faults.mangle_receipt(
+                m.UpdateReceipt(
+                    mesh_id=MESH,
+                    round_id=manifest.round_id,
+                    attempt=manifest.attempt,
+                    client_id=manifest.client_id,
+                    sha256=manifest.sha256,
+                    received_at_ms=self.clock.now_ms(),
+                )
+            )
+            update.receipt = self.sign(m.UPDATE_RECEIPT, codec.encode_update_receipt(receipt))
+            if taken == cut_after:
+                raise Unavailable("cut before the receipt")
+        await self.tell_all()
+        yield aggregator_pb2.SubmitUpdateResponse(receipt=codec.statement_to_proto(update.receipt))
+
+    async def pull(
+        self, requests: AsyncIterator[model_store_pb2.PullRequest]
+    ) -> AsyncIterator[model_store_pb2.PullResponse]:
+        opened = (await anext(requests)).open
+        version = opened.version or len(self.models)
+        if opened.model_id != MODEL or version not in self.models:
+            raise NotFound(f"no version {version} of {opened.model_id}")
+        statement, content = self.models[version]
+        content = self.faults.mangle_model(content)
+        cut_after = self.faults.cut_pulls.pop(0) if self.faults.cut_pulls else None
+        self.calls.append(f"pull from {opened.offset}")
+        yield model_store_pb2.PullResponse(
+            header=model_store_pb2.PullHeader(
+                version=model_store_pb2.ModelVersion(
+                    manifest=codec.statement_to_proto(statement),
+                    state=model_store_pb2.VERSION_STATE_PROMOTED,
+                )
+            )
+        )
+        credits_left = opened.credits
+        offsets = range(opened.offset, len(content), limits.MODEL_CHUNK_BYTES)
+        for sent, offset in enumerate(offsets):
+            if sent == cut_after:
+                raise Unavailable("cut")
+            if not credits_left:
+                credits_left += (await anext(requests)).credit.chunks
+            data = content[offset : offset + limits.MODEL_CHUNK_BYTES]
+            chunk = model_store_pb2.ModelChunk(offset=offset, data=data)
+            yield model_store_pb2.PullResponse(chunk=chunk)
+            credits_left -= 1
+
+
+def _progress(committed: int) -> aggregator_pb2.SubmitUpdateResponse:
+    return aggregator_pb2.SubmitUpdateResponse(
+        progress=aggregator_pb2.UploadProgress(committed_bytes=committed)
+    )
+
+
+def _caller(context: Context) -> str:
+    (uri,) = context.auth_context()["peer_spiffe_id"]
+    return parse_peer_uri(uri.decode()).name
+
+
+class _Services:
+    """The methods that the client calls, each a handler of grpc.aio."""
+
+    def __init__(self, mesh: MiniMesh) -> None:
+        self.mesh = mesh
+
+    async def enroll(self, request: registry_pb2.EnrollRequest, context: Context) -> Any:
+        try:
+            return self.mesh.enroll(request)
+        except MeshError as error:
+            await context.abort_with_status(to_grpc_status(error))
+
+    async def keys(self, request: registry_pb2.GetServerKeysRequest, context: Context) -> Any:
+        self.mesh.calls.append("keys")
+        return registry_pb2.GetServerKeysResponse(
+            mesh_id=MESH,
+            statement_certificates_der=self.mesh.certificates,
+            authority_certificate_der=self.mesh.authority.root_der,
+        )
+
+    async def client(self, request: registry_pb2.GetClientRequest, context: Context) -> Any:
+        return registry_pb2.GetClientResponse(
+            client=registry_pb2.Client(
+                client_id=_caller(context), status=registry_pb2.CLIENT_STATUS_ACTIVE
+            )
+        )
+
+    async def budget(
+        self, request: aggregator_pb2.GetPrivacyBudgetRequest, context: Context
+    ) -> Any:
+        return aggregator_pb2.GetPrivacyBudgetResponse(
+            model_id=request.model_id,
+            client_id=request.client_id,
+            epsilon_spent=1.5,
+            epsilon_budget=2.0,
+            delta=1e-5,
+            unit="client",
+            rounds_left=3,
+        )
+
+    async def participate(self, requests: Any, context: Context) -> AsyncIterator[Any]:
+        async for message in self._stream(
+            context, self.mesh.participate(_caller(context), requests)
+        ):
+            yield message
+
+    async def submit(self, requests: Any, context: Context) -> AsyncIterator[Any]:
+        async for message in self._stream(context, self.mesh.submit(_caller(context), requests)):
+            yield message
+
+    async def pull(self, requests: Any, context: Context) -> AsyncIterator[Any]:
+        async for message in self._stream(context, self.mesh.pull(requests)):
+            yield message
+
+    async def _stream(self, context: Context, messages: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        self.mesh.metadata.append({k: str(v) for k, v in context.invocation_metadata()})
+        try:
+            async for message in messages:
+                yield message
+        except MeshError as error:
+            await context.abort_with_status(to_grpc_status(error))
+        finally:
+            await messages.aclose()  # type: ignore[attr-defined]
+
+    def handlers(self, *, enrolment: bool) -> Any:
+        unary, stream = grpc.unary_unary_rpc_method_handler, grpc.stream_stream_rpc_method_handler
+        methods: dict[str, dict[str, tuple[Any, Any]]]
+        if enrolment:
+            methods = {"Registry": {"Enroll": (unary, self.enroll)}}
+        else:
+            methods = {
+                "Registry": {
+                    "GetServerKeys": (unary, self.keys),
+                    "GetClient": (unary, self.client),
+                },
+                "ModelStore": {"Pull": (stream, self.pull)},
+                "Aggregator": {
+                    "Participate": (stream, self.participate),
+                    "SubmitUpdate": (stream, self.submit),
+                    "GetPrivacyBudget": (unary, self.budget),
+                },
+            }
+        modules = (registry_pb2, model_store_pb2, aggregator_pb2)
+        return tuple(
+            grpc.method_handlers_generic_handler(
+                f"boltz_mesh.v1.{service}",
+                {
+                    name: kind(handler, _message(modules, f"{name}Request").FromString, _bytes)
+                    for name, (kind, handler) in found.items()
+                },
+            )
+            for service, found in methods.items()
+        )
+
+
+def _message(modules: tuple[Any, ...], name: str) -> Any:
+    return next(getattr(module, name) for module in modules if hasattr(module, name))
+
+
+def _bytes(message: Any) -> bytes:
+    serialised: bytes = message.SerializeToString()
+    return serialised
+
+
+async def _serve(mesh: MiniMesh, address: str) -> tuple[grpc.aio.Server, int]:
+    credential = mesh.authority.issue_server("one", ["127.0.0.1"], now=mesh.clock.now())
+    key, chain = credential.private_key_pem, credential.issued.chain_pem + mesh.authority.root_pem
+    if address == "enrol":
+        credentials = grpc.ssl_server_credentials([(key, chain)])
+    else:
+        credentials = grpc.ssl_server_credentials([(key, chain)], mesh.authority.root_pem, True)
+    server = grpc.aio.server(
+        options=[
+            ("grpc.max_receive_message_length", limits.MAX_MESSAGE_BYTES),
+            ("grpc.so_reuseport", 0),
+        ]
+    )
+    enrolment = address == "enrol"
+    server.add_generic_rpc_handlers(_Services(mesh).handlers(enrolment=enrolment))
+    port = server.add_secure_port("127.0.0.1:0" if enrolment else address, credentials)
+    await server.start()
+    return server, port
+
+
+@asynccontextmanager
+async def running(
+    tensors: tuple[m.TensorSpec, ...] | None = None,
+    vector: Vector | None = None,
+    clock: Clock | None = None,
+) -> AsyncIterator[MiniMesh]:
+    """A mesh that serves on two ports of 127.0.0.1."""
+    tensors = tensors or (m.TensorSpec("w", (3, 2)), m.TensorSpec("b", (2,)))
+    size = sum(spec.elements for spec in tensors)
+    start = vector if vector is not None else np.zeros(size, dtype=np.float32)
+    assert canonical_layout(tensors).coordinates == start.size
+    mesh = MiniMesh(tensors, start, clock or Clock())
+    enrolment, enrol_port = await _serve(mesh, "enrol")
+    mesh.enroll_address = f"127.0.0.1:{enrol_port}"
+    main, port = await _serve(mesh, "127.0.0.1:0")
+    mesh.mesh_address = f"127.0.0.1:{port}"
+    mesh.server = main
+    try:
+        yield mesh
+    finally:
+        await enrolment.stop(None)
+        await mesh.server.stop(None)
+
+
+async def restart(mesh: MiniMesh) -> None:
+    """Stop the server at once, cutting every call, and serve on the same port again."""
+    await mesh.server.stop(None)
+    mesh.server, _ = await _serve(mesh, mesh.mesh_address)
+
+
+def with_mode(mode: m.RoundMode) -> Callable[[m.RoundConfiguration], m.RoundConfiguration]:
+    return lambda configuration: replace(configuration, mode=mode)
