@@ -101,6 +101,7 @@ class Round:
     proofs: dict[ClientId, tuple[weights.SumNode, ...]]
     updates: dict[str, Update] = field(default_factory=dict)
     declined: dict[str, str] = field(default_factory=dict)
+    ended_with: int | None = None
 
 
 @dataclass(slots=True)
@@ -306,6 +307,7 @@ class MiniMesh:
         )
         received = {name: u for name, u in round.updates.items() if u.receipt is not None}
         version = self._fold(round, received) if received else 0
+        round.ended_with = version
         for name in round.entries:
             self.tell_outcome(name, version, counted=name in received)
         return version
@@ -400,7 +402,11 @@ class MiniMesh:
             await self.tell_all()
             round = self.round
             if round is not None and client_id in round.entries:
-                self.offer(client_id)
+                if round.ended_with is None:
+                    self.offer(client_id)
+                else:
+                    counted = client_id in round.updates
+                    self.tell_outcome(client_id, round.ended_with, counted=counted)
             while True:
                 message = await outbox.get()
                 if isinstance(message, MeshError):
@@ -410,6 +416,7 @@ class MiniMesh:
             reader.cancel()
             if client_id in self.streams and self.streams[client_id].outbox is outbox:
                 del self.streams[client_id]
+                await self.tell_all()
 
     def _check_in(
         self,
@@ -446,6 +453,8 @@ class MiniMesh:
     async def submit(
         self, client_id: str, requests: AsyncIterator[aggregator_pb2.SubmitUpdateRequest]
     ) -> AsyncIterator[aggregator_pb2.SubmitUpdateResponse]:
+        self.calls.append("submit")
+        await self.tell_all()
         if self.faults.refuse_uploads:
             raise self.faults.refuse_uploads.pop(0)
         cut_after = self.faults.cut_uploads.pop(0) if self.faults.cut_uploads else None

@@ -200,7 +200,9 @@ class Participation:
     async def run(self) -> Summary:
         """Take part until stopped, done, or shut out."""
         try:
-            if not self._stopping and self._rounds_left != 0:
+            if self._rounds_left == 0:
+                self._stopping = True
+            if not self._stopping:
                 self._link = asyncio.create_task(self._keep_link())
                 await asyncio.wait({self._link})
             if self._broken is not None:
@@ -212,10 +214,15 @@ class Participation:
             return Summary(**self._counts)
         finally:
             self._handle(p.StopRequested())
-            tasks = [*self._tasks, *((self._link,) if self._link is not None else ())]
-            for task in tasks:
+            for round in self._rounds.values():
+                round.stopped.set()
+                if round.task is not None:
+                    round.task.cancel()
+            link = (self._link,) if self._link is not None else ()
+            for task in link:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            # Deletions in the spool are let through to their end.
+            await asyncio.gather(*self._tasks, *link, return_exceptions=True)
             self._done.set()
 
     def stop(self) -> None:
@@ -317,9 +324,10 @@ class Participation:
             # Told again after a reconnection.
             return
         self._ended.append(key)
-        self._count("published" if outcome.phase is m.Phase.PUBLISHED else "aborted")
-        if outcome.counted:
-            self._count("counted")
+        if key in self._rounds or key in self._state.finished:
+            self._count("published" if outcome.phase is m.Phase.PUBLISHED else "aborted")
+            if outcome.counted:
+                self._count("counted")
         self._tell(NoticeKind.ENDED, key, outcome=outcome)
         self._handle(p.Ended(key))
 
@@ -375,9 +383,10 @@ class Participation:
             case p.Abandon(key):
                 self._abandon(key)
             case p.Forget(key):
-                self._drop(key)
+                # A round that an earlier run was offered may end now; it is not one of this run's.
+                if self._drop(key):
+                    self._count_down()
                 self._start(self._discard(key))
-                self._count_down()
             case p.Reconnect() | p.Close():
                 # `_keep_link` opens the next stream, `run` ends the last one.
                 pass
@@ -514,10 +523,11 @@ class Participation:
         if round.task is not None and round.task is not asyncio.current_task():
             round.task.cancel()
 
-    def _drop(self, key: p.RoundKey) -> None:
+    def _drop(self, key: p.RoundKey) -> bool:
         round = self._rounds.pop(key, None)
         if round is not None:
             round.span.end()
+        return round is not None
 
     def _count(self, name: str) -> None:
         self._counts[name] += 1

@@ -449,6 +449,9 @@ def check_hyperparameters(values: Mapping[str, HyperValue]) -> None:
             raise MalformedMessage(f"{name[:80]!r} is not the name of a hyper-parameter")
         if isinstance(value, float) and not math.isfinite(value):
             raise NotFinite(f"hyper-parameter {name} is not finite", field=name)
+        # Beyond 2^53 languages disagree on what a JSON number is (RFC 8259, section 6).
+        if isinstance(value, int) and abs(value) > 1 << 53:
+            raise MalformedMessage(f"hyper-parameter {name} is an integer beyond 2^53", field=name)
         if isinstance(value, str) and len(value) > limits.MAX_HYPERPARAMETER_CHARS:
             raise LimitExceeded(
                 f"hyper-parameter {name} has {len(value)} characters; "

@@ -133,7 +133,9 @@ def check_finite(tensors: tuple[TensorSpec, ...], vector: Vector, first: int = 0
         block = vector[start : start + _CHECK_BLOCK]
         # The dot with itself is finite unless a coordinate is not, or the squares overflow; only
         # then is every coordinate looked at.
-        if not math.isfinite(float(np.dot(block, block))):
+        with np.errstate(over="ignore", invalid="ignore"):
+            square = float(np.dot(block, block))
+        if not math.isfinite(square):
             finite = np.isfinite(block)
             if not finite.all():
                 coordinate = first + start + int(np.argmin(finite))

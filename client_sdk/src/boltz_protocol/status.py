@@ -54,7 +54,15 @@ _BY_CODE: Final[dict[grpc.StatusCode, type[MeshError]]] = {
     grpc.StatusCode.CANCELLED: Unavailable,
 }
 #: How gRPC words a connection that was cut under a call; the code it gives is INTERNAL or UNKNOWN.
-_CUT: Final = ("rst_stream", "stream removed", "socket closed", "connection reset", "goaway")
+#: The last is what grpc.aio says of a write that came just after the peer had ended the call.
+_CUT: Final = (
+    "rst_stream",
+    "stream removed",
+    "socket closed",
+    "connection reset",
+    "goaway",
+    "internal error from core",
+)
 
 
 def status_code(error: MeshError) -> grpc.StatusCode:

@@ -275,7 +275,7 @@ class EmbeddedPostgres:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
-            env=ENVIRONMENT,
+            env=dict(ENVIRONMENT),
             cwd="/",
             # Away from the terminal's Ctrl-C: we decide when it stops.
             start_new_session=True,

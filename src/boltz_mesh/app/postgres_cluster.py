@@ -76,7 +76,7 @@ async def _run(command: list[str], stdin: bytes = b"") -> None:
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
-        env=ENVIRONMENT,
+        env=dict(ENVIRONMENT),
         cwd="/",
     )
     try:

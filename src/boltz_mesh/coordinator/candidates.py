@@ -11,7 +11,8 @@ from boltz_mesh.rounds.state import RoundParameters
 from boltz_mesh.services.budgets import clients_with_budget
 from boltz_mesh.storage import check_ins
 from boltz_mesh.storage.check_ins import CheckIn
-from boltz_mesh.storage.postgres import Connection
+from boltz_mesh.storage.listen import replica_lock
+from boltz_mesh.storage.postgres import REPLICA_LOCK_CLASS, Connection
 from boltz_mesh.storage.rounds import Round
 from boltz_protocol.ids import ModelId
 from boltz_protocol.messages import PROTOCOL_VERSION
@@ -29,6 +30,30 @@ class Candidates:
         return CandidatesSeen(
             at_ms=at_ms, candidates=frozenset(self.able), over_budget=self.over_budget
         )
+
+
+async def enough_checked_in(connection: Connection, model_id: ModelId, needed: int) -> bool:
+    """Whether so many clients are checked in at all: asked first, since it is cheap."""
+    counts = await check_ins.count_check_ins(connection)
+    return counts.get(model_id, 0) >= needed
+
+
+async def prune_dead_replicas(connection: Connection, own_replica: str) -> None:
+    """Forget the check-ins of replicas that live no more, which nobody would answer for.
+
+    Not while this replica's own lock is missing: after an outage of the database it may be that no
+    replica has its lock back yet, and the streams live all the same.
+    """
+    held = await connection.fetchval(
+        "-- prune_dead_replicas\n"
+        "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND granted"
+        " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+        " AND classid = $1::integer::oid AND objid = $2::integer::oid)",
+        REPLICA_LOCK_CLASS,
+        replica_lock(own_replica),
+    )
+    if held:
+        await check_ins.prune_check_ins(connection)
 
 
 async def read_candidates(connection: Connection, model_id: ModelId, plan: Plan) -> Candidates:

@@ -12,13 +12,17 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+import tenacity
+
+from boltz_mesh.coordinator.candidates import prune_dead_replicas
 from boltz_mesh.coordinator.clean_up import clean_up, rounds_to_clean
 from boltz_mesh.coordinator.parts import Parts
-from boltz_mesh.coordinator.runner import RoundRunner
-from boltz_mesh.storage import check_ins, rounds
+from boltz_mesh.coordinator.runner import LONGEST_RETRY_S, RoundRunner
+from boltz_mesh.storage import rounds
 from boltz_mesh.storage.lease import CoordinatorLease
 from boltz_mesh.storage.listen import Wakeup
 from boltz_mesh.storage.postgres import Channel, Connection
+from boltz_protocol.errors import StateConflict, Unavailable
 from boltz_protocol.ids import RoundId
 
 _log: Final = logging.getLogger(__name__)
@@ -30,9 +34,19 @@ async def coordinate(parts: Parts) -> None:
     Raises: ConfigurationError when the database refuses us for good.
     """
     while True:
-        async with await CoordinatorLease.acquire(parts.database.url, parts.holder) as lease:
-            _log.info("coordinating with fencing token %d", lease.token)
-            await Coordinator(parts, lease).run()
+        async for attempt in tenacity.AsyncRetrying(
+            retry=tenacity.retry_if_exception_type((Unavailable, StateConflict)),
+            wait=tenacity.wait_random_exponential(multiplier=0.05, max=LONGEST_RETRY_S),
+            before_sleep=tenacity.before_sleep_log(_log, logging.WARNING),
+        ):
+            with attempt:
+                await _one_term(parts)
+
+
+async def _one_term(parts: Parts) -> None:
+    async with await CoordinatorLease.acquire(parts.database.url, parts.holder) as lease:
+        _log.info("coordinating with fencing token %d", lease.token)
+        await Coordinator(parts, lease).run()
 
 
 class Coordinator:
@@ -67,7 +81,7 @@ class Coordinator:
         """What the last coordinator left half done: check-ins of the dead, keys of the ended."""
 
         async def body(connection: Connection) -> list[RoundId]:
-            await check_ins.prune_check_ins(connection)
+            await prune_dead_replicas(connection, self._parts.holder)
             return await rounds_to_clean(connection)
 
         for round_id in await self._parts.database.run_tx("finish_old_rounds", body):

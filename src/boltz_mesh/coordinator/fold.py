@@ -11,6 +11,7 @@ crash draws new noise; the round charges one of them only, and the other is neve
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ from boltz_mesh.storage.models import StoredBlob
 from boltz_protocol import limits
 from boltz_protocol.encoding import Encoding
 from boltz_protocol.envelope import Opener
-from boltz_protocol.errors import MeshError
+from boltz_protocol.errors import MeshError, NormExceeded
 from boltz_protocol.key_wrap import KeyEncryptionKey
 from boltz_protocol.keystream import Keystream
 from boltz_protocol.messages import RoundConfiguration
@@ -127,10 +128,12 @@ class Folder:
                 raise FoldCancelled
             return _noised_chunk(self.blobs, updates, index, coordinates, noise)
 
-        chunks = in_order(self.executor, one_chunk, chunk_count(coordinates), ahead=FOLD_THREADS)
-        with EncryptedWriter(
-            self.blobs, self.kek, context, AGGREGATE_BYTES * coordinates
-        ) as writer:
+        with (
+            contextlib.closing(
+                in_order(self.executor, one_chunk, chunk_count(coordinates), ahead=FOLD_THREADS)
+            ) as chunks,
+            EncryptedWriter(self.blobs, self.kek, context, AGGREGATE_BYTES * coordinates) as writer,
+        ):
             for index, chunk in enumerate(chunks):
                 _check_coordinates(chunk, encoding, len(updates))
                 norm_squared += norm_squared24(chunk)
@@ -165,7 +168,10 @@ def _noised_chunk(
             reader.pread_into(cipher, layout.cipher_offset(index))
         written = update.opener.open_into(index, cipher, cipher)
         add_packed24(accumulator, cipher[:written])
-    values = decode_sum(accumulator, WIRE_MAX)
+    try:
+        values = decode_sum(accumulator, WIRE_MAX)
+    except NormExceeded as error:
+        raise AggregateOutOfRange("a coordinate of the sum fills the ring") from error
     if noise is not None:
         noise.add_into(values, Keystream.fresh())
     return values

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Executor, Future
 from typing import TypeVar
 
@@ -12,10 +12,10 @@ T = TypeVar("T")
 
 def in_order(
     executor: Executor, make: Callable[[int], T], count: int, *, ahead: int
-) -> Iterator[T]:
+) -> Generator[T, None, None]:
     """`make(0)`, `make(1)`, ... run on `executor`, at most `ahead` of them begun and not consumed.
 
-    A caller that stops early leaves none running: what has begun is waited for.
+    Close it to stop early: it then leaves none running, what has begun is waited for.
     """
     assert ahead >= 1
     waiting: deque[Future[T]] = deque()

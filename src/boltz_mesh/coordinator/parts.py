@@ -20,7 +20,7 @@ class Parts:
     """Everything a round needs around it.
 
     Attributes:
-        holder: the replica's name, shown beside the lease.
+        holder: this replica's id, as in its `Listener`; shown beside the lease.
         random: draws rosters; `secrets.SystemRandom()` wherever it matters.
         heavy: threads that a fold or a publication takes one of, for as long as it lasts.
         chunks: threads that folds share for their chunks; not the same executor as `heavy`.

@@ -20,7 +20,12 @@ from typing import Final
 import tenacity
 
 from boltz_mesh.coordinator import record
-from boltz_mesh.coordinator.candidates import parameters_of, read_candidates
+from boltz_mesh.coordinator.candidates import (
+    enough_checked_in,
+    parameters_of,
+    prune_dead_replicas,
+    read_candidates,
+)
 from boltz_mesh.coordinator.clean_up import clean_up
 from boltz_mesh.coordinator.commit import Settled, settle
 from boltz_mesh.coordinator.configure import fix_roster, key_needed_until_ms
@@ -68,7 +73,7 @@ from boltz_protocol.ids import ClientId, ModelId, RoundId
 
 _log: Final = logging.getLogger(__name__)
 #: Longest wait between two tries of what the database or the disk refused.
-_LONGEST_RETRY_S: Final = 5.0
+LONGEST_RETRY_S: Final = 5.0
 
 
 class RoundRunner:
@@ -134,7 +139,7 @@ class RoundRunner:
         """
         async for attempt in tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception_type((Unavailable, StateConflict, OSError)),
-            wait=tenacity.wait_random_exponential(multiplier=0.05, max=_LONGEST_RETRY_S),
+            wait=tenacity.wait_random_exponential(multiplier=0.05, max=LONGEST_RETRY_S),
             before_sleep=tenacity.before_sleep_log(_log, logging.WARNING),
         ):
             with attempt:
@@ -178,6 +183,7 @@ class RoundRunner:
 
     async def _commit(self, events: list[Event]) -> None:
         async def body(connection: Connection) -> Turn:
+            await prune_dead_replicas(connection, self._parts.holder)
             await record.lock(connection, self._round_id, self._position, fencing_token=self._token)
             return await record.commit(
                 connection, self._round_id, self._position, events, fencing_token=self._token
@@ -249,11 +255,12 @@ class RoundRunner:
         if not isinstance(state, Selecting):
             return []
         assert self._plan is not None
-        candidates = await read_candidates(
-            connection, ModelId(state.parameters.model_id), self._plan
-        )
-        enough = len(candidates.able) >= state.parameters.wanted_clients
-        return [candidates.event(now_ms)] if enough or overdue or state.expired else []
+        model_id, wanted = ModelId(state.parameters.model_id), state.parameters.wanted_clients
+        time_is_up = overdue or state.expired
+        if not time_is_up and not await enough_checked_in(connection, model_id, wanted):
+            return []
+        candidates = await read_candidates(connection, model_id, self._plan)
+        return [candidates.event(now_ms)] if time_is_up or len(candidates.able) >= wanted else []
 
     async def _select(self) -> None:
         """Draw the roster among those who are there now, and commit to it."""
@@ -381,7 +388,7 @@ class RoundRunner:
         assert self._trace is not None
         async for attempt in tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception_type((Unavailable, OSError)),
-            wait=tenacity.wait_random_exponential(multiplier=0.1, max=_LONGEST_RETRY_S),
+            wait=tenacity.wait_random_exponential(multiplier=0.1, max=LONGEST_RETRY_S),
             before_sleep=tenacity.before_sleep_log(_log, logging.WARNING),
         ):
             with attempt:

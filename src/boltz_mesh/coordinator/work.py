@@ -158,7 +158,8 @@ class Work:
 
         async def open_one(row: Update) -> StoredUpdate:
             if row.blob_digest is None or row.wrapped_content_key is None:
-                raise NotFound(f"the update of client {row.client_id} is gone")
+                # The reason is shown to every client of the round: it names none of them.
+                raise NotFound("an update or its key is gone")
             async with turn:
                 content_key = await self._parts.keyring.unwrap_content_key(
                     row.key_id, row.wrapped_content_key

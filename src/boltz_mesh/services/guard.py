@@ -12,10 +12,11 @@ import inspect
 import logging
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import Any, Final, TypeAlias
 
 import grpc
+from google.protobuf.message import DecodeError
 from opentelemetry import trace
 from opentelemetry.propagate import extract
 from opentelemetry.trace import SpanKind, StatusCode, Tracer
@@ -33,6 +34,8 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 CheckClient = Callable[[str], Awaitable[None]]
 #: Told of each refusal: method, caller (None where unknown), error.
 ObserveRefusal = Callable[[str, Peer | None, MeshError], Awaitable[None]]
+#: Stands for bytes that are no message. gRPC parses before it calls us, and would answer UNKNOWN.
+_GARBAGE: Final = object()
 
 
 def caller_of(context: Context, mesh_id: str) -> Peer:
@@ -145,26 +148,34 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in
             (True, True): ("stream_stream", grpc.stream_stream_rpc_method_handler),
         }
         name, make = kinds[handler.request_streaming, handler.response_streaming]
-        wrapped = self._wrap(method, metadata, getattr(handler, name))
+        inner = getattr(handler, name)
+        read = _messages if handler.request_streaming else _message
+        wrapped = self._wrap(method, metadata, inner, read)
         return make(
             wrapped,
-            request_deserializer=handler.request_deserializer,
+            request_deserializer=_lenient(handler.request_deserializer),
             response_serializer=handler.response_serializer,
         )
 
-    def _wrap(self, method: str, metadata: dict[str, Any], inner: Handler) -> Handler:
+    def _wrap(
+        self, method: str, metadata: dict[str, Any], inner: Handler, read: Callable[[Any], Any]
+    ) -> Handler:
         if inspect.isasyncgenfunction(inner):
 
             async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
-                async with self._admitted(method, metadata, context):
-                    async for response in inner(request, context):
+                async with (
+                    self._admitted(method, metadata, context),
+                    # Closed here and now: what the handler holds must not wait for the collector.
+                    aclosing(inner(read(request), context)) as responses,
+                ):
+                    async for response in responses:
                         yield response
 
             return stream
 
         async def call(request: Any, context: Context) -> Any:
             async with self._admitted(method, metadata, context):
-                return await inner(request, context)
+                return await inner(read(request), context)
 
         return call
 
@@ -224,3 +235,30 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in
         await self._observe_refusal(method, caller, error)
         # grpc-stubs does not know this method.
         await context.abort_with_status(to_grpc_status(error))  # type: ignore[attr-defined]
+
+
+def _lenient(parse: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
+    """Parse, or give `_GARBAGE`: who calls is checked before anything is said about what came."""
+    if parse is None:
+        return None
+
+    def parse_or_mark(data: bytes) -> Any:
+        try:
+            return parse(data)
+        except DecodeError:
+            return _GARBAGE
+
+    return parse_or_mark
+
+
+def _message(request: Any) -> Any:
+    """The request. Raises: MalformedMessage where its bytes were no message."""
+    if request is _GARBAGE:
+        raise MalformedMessage("the bytes are not a message of this method's request type")
+    return request
+
+
+async def _messages(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    """The requests of a stream, each checked as `_message` does."""
+    async for request in requests:
+        yield _message(request)

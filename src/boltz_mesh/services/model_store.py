@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import numpy as np
 
@@ -38,6 +38,9 @@ from boltz_protocol.v1 import model_store_pb2 as pb
 from boltz_protocol.v1 import model_store_pb2_grpc
 
 T = TypeVar("T")
+#: What fits the database's 32-bit integers, and how many digits certainly do.
+_MAX_VERSION: Final = 2**31 - 1
+_MAX_VERSION_DIGITS: Final = 9
 
 
 def tensors_of(plan: Plan) -> tuple[m.TensorSpec, ...]:
@@ -127,7 +130,7 @@ class ModelStoreService(model_store_pb2_grpc.ModelStoreServicer):
             parent = None
             if parent_version:
                 try:
-                    parent = await models.get_model_version(connection, model_id, parent_version)
+                    parent = await _version(connection, model_id, parent_version)
                 except NotFound as error:
                     raise StateConflict(
                         f"the parent, version {parent_version}, is not a version of {model_id}"
@@ -218,20 +221,38 @@ class ModelStoreService(model_store_pb2_grpc.ModelStoreServicer):
         offset = opening.offset
         if offset == found.size_bytes:
             return
+        if found.size_bytes - offset <= limits.MODEL_CHUNK_BYTES:
+            # The first credit is enough: one thread hand-over, no task that waits for more.
+            data = await self._run(lambda: self._read_rest(found, offset))
+            yield pb.PullResponse(chunk=pb.ModelChunk(offset=offset, data=data))
+            return
+        async for chunk in self._read_chunks(found, offset, credits, requests):
+            yield pb.PullResponse(chunk=chunk)
+
+    async def _read_chunks(
+        self,
+        found: ModelVersion,
+        offset: int,
+        credits: _Credits,
+        requests: AsyncIterator[pb.PullRequest],
+    ) -> AsyncIterator[pb.ModelChunk]:
         reader = await self._run(lambda: self._reader(found))
         adding = asyncio.create_task(credits.add_from(requests))
         try:
             while offset < found.size_bytes:
                 await credits.spend(adding)
-                # A bytes object of its own: gRPC may hold it after the next chunk is read.
                 size = min(limits.MODEL_CHUNK_BYTES, found.size_bytes - offset)
                 data = await self._run(lambda at=offset, n=size: _read(reader, at, n))  # type: ignore[misc]
-                yield pb.PullResponse(chunk=pb.ModelChunk(offset=offset, data=data))
+                yield pb.ModelChunk(offset=offset, data=data)
                 offset += size
         finally:
             adding.cancel()
             await asyncio.wait({adding})
-            await self._run(reader.close)
+            reader.close()
+
+    def _read_rest(self, found: ModelVersion, offset: int) -> bytes:
+        with self._reader(found) as reader:
+            return _read(reader, offset, found.size_bytes - offset)
 
     def _reader(self, found: ModelVersion) -> EncryptedReader:
         return EncryptedReader(
@@ -245,7 +266,7 @@ class ModelStoreService(model_store_pb2_grpc.ModelStoreServicer):
     async def _find(self, model_id: ModelId, version: int) -> ModelVersion:
         async def body(connection: Connection) -> ModelVersion:
             if version:
-                return await models.get_model_version(connection, model_id, version)
+                return await _version(connection, model_id, version)
             found = await models.find_promoted(connection, model_id)
             if found is None:
                 raise NotFound(f"{model_id} has no promoted version", model_id=model_id)
@@ -271,10 +292,9 @@ class ModelStoreService(model_store_pb2_grpc.ModelStoreServicer):
             if model_id is None:
                 newest = await models.list_newest_versions(connection, limit=size, after=after)
                 return newest, newest[-1].model_id if len(newest) == size else ""
-            if after and not after.isdecimal():
-                raise MalformedMessage("this is not a page token", field="page.token")
+            before = _version_in(after) if after else None
             found = await models.list_model_versions(
-                connection, model_id, limit=size, before=int(after) if after else None
+                connection, model_id, limit=size, before=before
             )
             return found, str(found[-1].version) if len(found) == size else ""
 
@@ -290,7 +310,7 @@ class ModelStoreService(model_store_pb2_grpc.ModelStoreServicer):
         by = caller_of(context, self._keyring.mesh_id).name
 
         async def body(connection: Connection) -> ModelVersion:
-            found = await models.get_model_version(connection, model_id, request.version)
+            found = await _version(connection, model_id, request.version)
             move = (
                 models.rollback_model if found.state is ModelState.RETIRED else models.promote_model
             )
@@ -345,7 +365,21 @@ class _Credits:
         self._left -= 1
 
 
+async def _version(connection: Connection, model_id: ModelId, version: int) -> ModelVersion:
+    """One version. Raises: NotFound, also for numbers that the database could not even look for."""
+    if version > _MAX_VERSION:
+        raise NotFound(f"model {model_id} has no version {version}", version=version)
+    return await models.get_model_version(connection, model_id, version)
+
+
+def _version_in(token: str) -> int:
+    if not token.isdecimal() or len(token) > _MAX_VERSION_DIGITS:
+        raise MalformedMessage("this is not a page token", field="page.token")
+    return int(token)
+
+
 def _read(reader: EncryptedReader, offset: int, size: int) -> bytes:
+    # A bytes object of its own: gRPC may hold it after the next chunk is read.
     buffer = bytearray(size)
     reader.read_into(buffer, offset)
     return bytes(buffer)

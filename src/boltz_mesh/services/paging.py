@@ -29,6 +29,9 @@ def decode_token(page: common_pb2.Page) -> str:
     if len(page.token) > limits.MAX_NAME_CHARS:
         raise MalformedMessage("this is not a page token", field="page.token")
     try:
-        return base64.b64decode(page.token.encode(), altchars=b"-_", validate=True).decode()
+        key = base64.b64decode(page.token.encode(), altchars=b"-_", validate=True).decode("ascii")
     except (binascii.Error, ValueError) as error:
         raise MalformedMessage("this is not a page token", field="page.token") from error
+    if not key.isprintable():
+        raise MalformedMessage("this is not a page token", field="page.token")
+    return key

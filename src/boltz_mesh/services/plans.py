@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 
 import tomli_w
 
@@ -20,14 +21,24 @@ from boltz_mesh.services.clock import Clock
 from boltz_mesh.storage import models
 from boltz_mesh.storage import plans as rows
 from boltz_mesh.storage.postgres import Connection, Database
-from boltz_protocol.errors import NotFound, StateConflict
+from boltz_protocol.errors import InvalidPlan, NotFound, StateConflict
 from boltz_protocol.ids import ModelId
 from boltz_protocol.v1 import aggregator_pb2 as pb
 
 
+#: As ApplyPlanRequest says. With the defaults filled in, what is stored may be larger.
+_MAX_TOML_BYTES: Final = 256 << 10
+
+
 def plan_of(row: rows.Plan) -> Plan:
     """The typed plan of a stored revision."""
-    return plan_from_json(json.dumps(row.plan_json).encode())
+    return _parsed(json.dumps(row.plan_json))
+
+
+@lru_cache(maxsize=256)
+def _parsed(text: str) -> Plan:
+    """A revision never changes, and every round reads its plan many times."""
+    return plan_from_json(text.encode())
 
 
 def rounds_allowed(plan: Plan) -> int:
@@ -57,8 +68,16 @@ class Plans:
 
         Raises: InvalidPlan; StateConflict where the model has versions of other tensors.
         """
+        size_bytes = len(text.encode())
+        if size_bytes > _MAX_TOML_BYTES:
+            raise InvalidPlan(
+                f"the plan has {size_bytes} bytes; at most {_MAX_TOML_BYTES} would do"
+            )
         plan = plan_from_toml(text)
         validate_encoding(plan)
+        if _holds_zero_byte(json.loads(plan_to_json(plan))):
+            # PostgreSQL's jsonb cannot hold one.
+            raise InvalidPlan("a text in the plan holds a zero byte; leave it out")
         model_id = ModelId(plan.model)
 
         async def body(connection: Connection) -> tuple[rows.Plan, bool]:
@@ -105,6 +124,18 @@ class Plans:
         if present.plan_json == content:
             return present, False
         return rows.Plan(model_id, present.revision, content, "", 0), True
+
+
+def _holds_zero_byte(value: Any) -> bool:
+    match value:
+        case str():
+            return "\0" in value
+        case dict():
+            return any(_holds_zero_byte(part) for pair in value.items() for part in pair)
+        case list():
+            return any(_holds_zero_byte(part) for part in value)
+        case _:
+            return False
 
 
 def as_proto(row: rows.Plan) -> pb.Plan:

@@ -12,10 +12,11 @@ from boltz_mesh.services.guard import Context, caller_of
 from boltz_mesh.services.identity.authority import Authority, Issued, client_key_of_request
 from boltz_mesh.services.keyring import KeyRing
 from boltz_mesh.services.paging import decode_token, encode_token, page_size
+from boltz_mesh.services.texts import check_text
 from boltz_mesh.storage import check_ins, clients, tokens
 from boltz_mesh.storage.clients import Certificate, ClientStatus, Personal
 from boltz_mesh.storage.postgres import Connection, Database
-from boltz_protocol import codec, limits
+from boltz_protocol import codec
 from boltz_protocol.certificates import der_chain, load_pem_chain
 from boltz_protocol.errors import (
     ApprovalPending,
@@ -27,7 +28,7 @@ from boltz_protocol.errors import (
 from boltz_protocol.ids import ClientId, new_client_id, parse_client_id
 from boltz_protocol.join import TOKEN_BYTES, JoinString, new_token, token_hash
 from boltz_protocol.keys import public_key_der, public_key_id
-from boltz_protocol.messages import check_region
+from boltz_protocol.messages import PROTOCOL_VERSION, check_region
 from boltz_protocol.names import Role
 from boltz_protocol.v1 import registry_pb2 as pb
 from boltz_protocol.v1 import registry_pb2_grpc
@@ -80,6 +81,7 @@ class RegistryService(registry_pb2_grpc.RegistryServicer):
             )
         check_region(request.region)
         _check_profile(request.profile)
+        _check_protocol(request)
         key = await asyncio.to_thread(client_key_of_request, request.csr_der)
         request_key_hash = hashlib.sha256(request.request_key).digest()
 
@@ -276,11 +278,7 @@ class RegistryService(registry_pb2_grpc.RegistryServicer):
         came_from: ClientStatus = ClientStatus.PENDING,
     ) -> pb.Client:
         client_id = parse_client_id(client_id_text)
-        if len(reason) > limits.MAX_NAME_CHARS:
-            raise MalformedMessage(
-                f"reason has {len(reason)} characters; at most {limits.MAX_NAME_CHARS} are allowed",
-                field="reason",
-            )
+        check_text("reason", reason)
         caller = caller_of(context, self._authority.mesh)
 
         async def body(connection: Connection) -> None:
@@ -342,12 +340,23 @@ def _certificate(issued: Issued) -> Certificate:
     )
 
 
+def _check_protocol(request: pb.EnrollRequest) -> None:
+    """A client that could never take part is told so now. Who says nothing speaks version 1."""
+    if not request.HasField("protocol"):
+        return
+    spoken = codec.protocol_from_proto(request.protocol)
+    if not spoken.oldest <= PROTOCOL_VERSION <= spoken.newest:
+        raise MalformedMessage(
+            f"the client speaks protocol versions {spoken.oldest} to {spoken.newest}; "
+            f"this mesh speaks {PROTOCOL_VERSION}",
+            field="protocol",
+        )
+
+
 def _check_profile(profile: pb.ClientProfile) -> None:
-    for name in ("display_name", "organisation", "contact"):
-        if len(getattr(profile, name)) > limits.MAX_NAME_CHARS:
-            raise MalformedMessage(
-                f"profile.{name} is longer than {limits.MAX_NAME_CHARS} characters", field=name
-            )
+    check_text("profile.display_name", profile.display_name)
+    check_text("profile.organisation", profile.organisation)
+    check_text("profile.contact", profile.contact)
 
 
 def _personal(profile: pb.ClientProfile) -> Personal:

@@ -15,13 +15,13 @@ from boltz_mesh.services.budgets import clients_with_budget
 from boltz_mesh.services.clock import Clock
 from boltz_mesh.services.paging import decode_token, encode_token, page_size
 from boltz_mesh.services.plans import plan_of
+from boltz_mesh.services.texts import check_text
 from boltz_mesh.storage import clients, inbox, models, plans, round_stats
 from boltz_mesh.storage import rounds as rows
 from boltz_mesh.storage.listen import Listener
 from boltz_mesh.storage.postgres import Channel, Connection, Database
-from boltz_protocol import limits
-from boltz_protocol.errors import BudgetExceeded, MalformedMessage, StateConflict
-from boltz_protocol.ids import ModelId, RoundId, new_round_id
+from boltz_protocol.errors import BudgetExceeded, MalformedMessage, NotFound, StateConflict
+from boltz_protocol.ids import ModelId, RoundId, new_round_id, parse_round_id
 from boltz_protocol.v1 import aggregator_pb2 as pb
 from boltz_protocol.v1 import common_pb2
 
@@ -101,11 +101,7 @@ class Rounds:
 
         Raises: NotFound; StateConflict where it has ended or is already charged.
         """
-        if not 1 <= len(reason) <= limits.MAX_NAME_CHARS:
-            raise MalformedMessage(
-                f"reason has {len(reason)} characters; 1 to {limits.MAX_NAME_CHARS} are allowed",
-                field="reason",
-            )
+        check_text("reason", reason, least=1)
 
         async def body(connection: Connection) -> None:
             held = await rows.share_round(connection, round_id)
@@ -141,7 +137,7 @@ class Rounds:
         after = decode_token(page)
 
         async def body(connection: Connection) -> list[pb.Round]:
-            before = await rows.get_round(connection, RoundId(after)) if after else None
+            before = await _round_behind(connection, after) if after else None
             found = await rows.list_rounds(connection, model_id, limit=size, before=before)
             return await _shown(connection, found)
 
@@ -176,6 +172,13 @@ class Rounds:
                 for round_id in woken:
                     for event in self._watchers.get(round_id, ()):
                         event.set()
+
+
+async def _round_behind(connection: Connection, token: str) -> rows.Round:
+    try:
+        return await rows.get_round(connection, parse_round_id(token))
+    except (NotFound, MalformedMessage) as error:
+        raise MalformedMessage("this is not a page token", field="page.token") from error
 
 
 async def _shown(connection: Connection, found: Sequence[rows.Round]) -> list[pb.Round]:

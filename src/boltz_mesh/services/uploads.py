@@ -16,6 +16,7 @@ from typing import Final, TypeVar
 
 from boltz_mesh.rounds.fact import FactKind
 from boltz_mesh.rounds.state import Phase
+from boltz_mesh.services.announced import Announced, checked_manifest
 from boltz_mesh.services.clock import Clock
 from boltz_mesh.services.incoming import IncomingUpdate
 from boltz_mesh.services.keyring import KeyRing
@@ -25,24 +26,17 @@ from boltz_mesh.storage.postgres import Connection, Database
 from boltz_mesh.storage.updates import NewUpdate, Update, UpdateState
 from boltz_protocol import codec, limits
 from boltz_protocol import messages as m
-from boltz_protocol.context import UpdateContext
-from boltz_protocol.encoding import Encoding
 from boltz_protocol.envelope import ChunkLayout, Opener
 from boltz_protocol.errors import (
     ChunkOutOfOrder,
     DigestMismatch,
     NormExceeded,
     NotInRoster,
-    ReplayRefused,
     RoundClosed,
-    ShapeMismatch,
     StateConflict,
-    UnknownKey,
-    WeightRefused,
 )
 from boltz_protocol.ids import ClientId
 from boltz_protocol.keys import load_rsa_public_key
-from boltz_protocol.sealing import round_encoding, update_context, update_layout
 from boltz_protocol.statement import CLIENT_ALGORITHMS, Statement, verify
 
 T = TypeVar("T")
@@ -63,24 +57,6 @@ class Progress:
     """Bytes that the server holds."""
 
     committed_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Announced:
-    """A manifest that passed every check, and what follows from its round."""
-
-    manifest: m.UpdateManifest
-    statement: Statement
-    position: int
-    context: UpdateContext
-    layout: ChunkLayout
-    encoding: Encoding
-
-    @property
-    def key(self) -> str:
-        """Name of the partial blob: one for each (round, attempt, client)."""
-        manifest = self.manifest
-        return f"{manifest.round_id}.{manifest.attempt}.{manifest.client_id}"
 
 
 class Uploads:
@@ -132,9 +108,10 @@ class Uploads:
             )
             incoming = IncomingUpdate(opener, announced.encoding)
             align = announced.layout.cipher_bytes(0)
-            partial = await self._run(lambda: self._blobs.resume(announced.key, align_bytes=align))
+            partial = await self._run(
+                lambda: _resumed(self._blobs, announced.key, align, incoming, announced.layout)
+            )
             try:
-                await self._run(lambda: _catch_up(partial, incoming, announced.layout))
                 yield Progress(incoming.next_offset)
                 async with contextlib.aclosing(
                     self._take_chunks(chunks, partial, incoming)
@@ -151,12 +128,12 @@ class Uploads:
                 self._blobs.discard_partial(announced.key)
                 raise
             finally:
-                await self._run(partial.close)
+                partial.close()
             yield await self._store(announced, ref)
 
     # --- before the bytes -----------------------------------------------------------------------
 
-    async def _announced(self, client_id: ClientId, statement: Statement) -> _Announced:
+    async def _announced(self, client_id: ClientId, statement: Statement) -> Announced:
         async def read_client(connection: Connection) -> clients.Client:
             return await clients.get_client(connection, client_id)
 
@@ -185,9 +162,9 @@ class Uploads:
             raise NotInRoster("this client was not selected for this round and attempt")
         if manifest.session_id != entry.session_id:
             raise NotInRoster("the manifest names another session than the one that checked in")
-        return _checked(manifest, statement, found, entry, self._clock())
+        return checked_manifest(manifest, statement, found, entry, self._clock())
 
-    async def _begin(self, announced: _Announced) -> Update:
+    async def _begin(self, announced: Announced) -> Update:
         manifest = announced.manifest
         new = NewUpdate(
             round_id=manifest.round_id,
@@ -206,12 +183,9 @@ class Uploads:
 
         async def body(connection: Connection) -> Update:
             held = await rounds.share_round(connection, manifest.round_id)
-            existing = await updates.find_update(
-                connection, manifest.round_id, manifest.attempt, manifest.client_id
-            )
-            if existing is None or existing.receipt is None:
-                _check_collecting(held, manifest.attempt)
             row = await updates.begin_update(connection, new)
+            if row.receipt is None:
+                _check_collecting(held, manifest.attempt)
             if row.state is UpdateState.DROPPED:
                 raise RoundClosed("this update was refused before; nothing more is taken for it")
             if row.receipt is None and row.key_commitment != manifest.key_commitment:
@@ -287,7 +261,7 @@ class Uploads:
 
     # --- after the bytes ------------------------------------------------------------------------
 
-    async def _store(self, announced: _Announced, ref: BlobRef) -> Statement:
+    async def _store(self, announced: Announced, ref: BlobRef) -> Statement:
         manifest = announced.manifest
         received_at_ms = self._clock()
         receipt = self._keyring.sign_statement(
@@ -331,7 +305,7 @@ class Uploads:
         assert row.receipt is not None
         return codec.parse_statement(row.receipt)
 
-    async def _drop(self, announced: _Announced, reason: str) -> None:
+    async def _drop(self, announced: Announced, reason: str) -> None:
         manifest = announced.manifest
 
         async def body(connection: Connection) -> None:
@@ -354,55 +328,6 @@ class Uploads:
             await self._database.run_tx("drop_update", body)
 
 
-def _checked(
-    manifest: m.UpdateManifest,
-    statement: Statement,
-    found: rounds.Round,
-    entry: roster.RosterEntry,
-    now_ms: int,
-) -> _Announced:
-    """Hold a manifest against its round's configuration."""
-    assert found.config_statement is not None
-    assert found.config_digest is not None
-    configuration = codec.parse_round_configuration(
-        codec.parse_statement(found.config_statement).payload
-    )
-    if manifest.attempt != configuration.attempt:
-        raise RoundClosed(f"attempt {manifest.attempt} of this round is over")
-    if manifest.configuration_sha256 != found.config_digest:
-        raise RoundClosed("the manifest answers another configuration than this round's")
-    if manifest.weight != entry.weight:
-        raise WeightRefused(
-            f"the manifest claims weight {manifest.weight}; {entry.weight} is committed",
-            weight=entry.weight,
-        )
-    if not configuration.created_at_ms <= manifest.at_ms <= now_ms + limits.MAX_CLOCK_SKEW_MS:
-        raise ReplayRefused("the manifest was not signed during this round")
-    key = codec.parse_encryption_key(configuration.encryption_key.payload)
-    if manifest.encryption_key_id != key.key_id:
-        raise UnknownKey(
-            f"the update is encrypted for key {manifest.encryption_key_id}; "
-            f"this round's is {key.key_id}",
-            key_id=key.key_id,
-        )
-    layout = update_layout(configuration)
-    if manifest.size_bytes != layout.cipher_size_bytes:
-        raise ShapeMismatch(
-            f"an update of this model has {layout.cipher_size_bytes} bytes when encrypted, "
-            f"not {manifest.size_bytes}",
-            size_bytes=layout.cipher_size_bytes,
-        )
-    context = update_context(
-        configuration,
-        found.config_digest,
-        client_id=manifest.client_id,
-        session_id=manifest.session_id,
-        recipient_key_id=key.key_id,
-    )
-    encoding = round_encoding(configuration)
-    return _Announced(manifest, statement, entry.position, context, layout, encoding)
-
-
 def _check_collecting(held: rounds.Round, attempt: int) -> None:
     if held.outcome is not None or held.phase != Phase.COLLECTING or held.attempt != attempt:
         raise RoundClosed(
@@ -412,8 +337,22 @@ def _check_collecting(held: rounds.Round, attempt: int) -> None:
         )
 
 
+def _resumed(
+    blobs: BlobStore, key: str, align_bytes: int, incoming: IncomingUpdate, layout: ChunkLayout
+) -> PartialBlob:
+    """Open the partial blob and check again what an earlier stream left: the norm is not kept."""
+    partial = blobs.resume(key, align_bytes=align_bytes)
+    try:
+        _catch_up(partial, incoming, layout)
+    except BaseException:
+        partial.close()
+        raise
+    return partial
+
+
 def _catch_up(partial: PartialBlob, incoming: IncomingUpdate, layout: ChunkLayout) -> None:
-    """Check again what an earlier stream left: the norm is not kept anywhere."""
+    if not partial.offset:
+        return
     buffer = memoryview(bytearray(layout.cipher_bytes(0)))
     while partial.offset > incoming.next_offset:
         size = min(len(buffer), partial.offset - incoming.next_offset)

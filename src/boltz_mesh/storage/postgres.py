@@ -148,10 +148,12 @@ class Database:
         self,
         url: str,
         pool: asyncpg.Pool[Any],
+        readers: asyncpg.Pool[Any],
         observe: Callable[[TransactionSample], None] | None,
     ) -> None:
         self._url = url
         self._pool = pool
+        self._readers = readers
         self._observe = observe
 
     def __repr__(self) -> str:
@@ -175,28 +177,23 @@ class Database:
 
         Raises: Unavailable, ConfigurationError.
         """
+        pool = await _pool(url, min_size, max_size, {})
         try:
-            pool = await asyncpg.create_pool(
-                url,
-                min_size=min_size,
-                max_size=max_size,
-                timeout=limits.DATABASE_CONNECT_MS / 1000,
-                command_timeout=limits.DATABASE_STATEMENT_MS / 1000,
-                server_settings={**_SERVER_SETTINGS, "application_name": "boltz-mesh"},
-                # Sessions of the pool hold neither locks nor settings nor listeners between
-                # transactions, so there is nothing to reset and a round trip is saved.
-                reset=_nothing_to_reset,
-            )
-        except (*CONNECTION_ERRORS, asyncpg.PostgresError, ValueError) as error:
-            raise _cannot_connect(error) from _shown(error)
-        return cls(url, pool, observe)
+            # Sessions of their own, so that reads need no transaction around them to be refused
+            # writes and row locks: two round trips saved on each.
+            readers = await _pool(url, 1, max_size, {"default_transaction_read_only": "on"})
+        except BaseException:
+            pool.terminate()
+            raise
+        return cls(url, pool, readers, observe)
 
     async def close(self) -> None:
         """Give running transactions a moment to end, then close all connections."""
-        try:
-            await asyncio.wait_for(self._pool.close(), limits.DATABASE_CLOSE_MS / 1000)
-        except TimeoutError:
-            self._pool.terminate()
+        for pool in (self._pool, self._readers):
+            try:
+                await asyncio.wait_for(pool.close(), limits.DATABASE_CLOSE_MS / 1000)
+            except TimeoutError:
+                pool.terminate()
 
     async def __aenter__(self) -> Self:
         return self
@@ -215,7 +212,6 @@ class Database:
         body: Callable[[Connection], Awaitable[T]],
         *,
         isolation: Isolation = "read_committed",
-        readonly: bool = False,
     ) -> T:
         """Run `body` in one transaction and commit; an exception rolls back and goes on up.
 
@@ -225,20 +221,52 @@ class Database:
 
         Raises: Unavailable, and what `body` raises.
         """
+
+        async def once() -> T:
+            async with (
+                self._pool.acquire(timeout=limits.DATABASE_CONNECT_MS / 1000) as connection,
+                connection.transaction(isolation=isolation),
+            ):
+                return await body(connection)
+
+        return await self._metered(name, once)
+
+    async def read(self, name: str, body: Callable[[Connection], Awaitable[T]]) -> T:
+        """Run `body`, which only reads; writes and row locks are refused by the database.
+
+        Each statement sees what is committed when it starts, as in `run_tx` by default.
+
+        Raises: Unavailable, and what `body` raises.
+        """
+
+        async def once() -> T:
+            async with self._readers.acquire(
+                timeout=limits.DATABASE_CONNECT_MS / 1000
+            ) as connection:
+                return await body(connection)
+
+        return await self._metered(name, once)
+
+    async def _metered(self, name: str, once: Callable[[], Awaitable[T]]) -> T:
         started = time.perf_counter()
         outcome: Literal["committed", "refused", "unavailable", "failed"] = "failed"
         attempts = 0
         try:
-            async for attempt in tenacity.AsyncRetrying(
-                retry=tenacity.retry_if_exception_type(_RETRIED),
-                stop=tenacity.stop_after_attempt(limits.MAX_TX_ATTEMPTS),
-                # Contention: spread the rivals out rather than let them meet again.
-                wait=tenacity.wait_random_exponential(multiplier=0.005, max=0.2),
-                reraise=True,
-            ):
-                with attempt:
-                    attempts += 1
-                    result = await self._once(body, isolation, readonly)
+            try:
+                attempts = 1
+                result = await once()
+            except _RETRIED:
+                # Rare; tenacity's bookkeeping would cost each transaction more than its SQL.
+                async for attempt in tenacity.AsyncRetrying(
+                    retry=tenacity.retry_if_exception_type(_RETRIED),
+                    stop=tenacity.stop_after_attempt(limits.MAX_TX_ATTEMPTS - 1),
+                    # Contention: spread the rivals out rather than let them meet again.
+                    wait=tenacity.wait_random_exponential(multiplier=0.005, max=0.2),
+                    reraise=True,
+                ):
+                    with attempt:
+                        attempts += 1
+                        result = await once()
             outcome = "committed"
             return result
         except MeshError:
@@ -260,18 +288,28 @@ class Database:
                 seconds = time.perf_counter() - started
                 self._observe(TransactionSample(name, outcome, attempts, seconds))
 
-    async def _once(
-        self, body: Callable[[Connection], Awaitable[T]], isolation: Isolation, readonly: bool
-    ) -> T:
-        async with (
-            self._pool.acquire(timeout=limits.DATABASE_CONNECT_MS / 1000) as connection,
-            connection.transaction(isolation=isolation, readonly=readonly),
-        ):
-            return await body(connection)
 
-    async def read(self, name: str, body: Callable[[Connection], Awaitable[T]]) -> T:
-        """`run_tx` for bodies that only read; writes and row locks are refused by the database."""
-        return await self.run_tx(name, body, readonly=True)
+async def _pool(
+    url: str, min_size: int, max_size: int, settings: dict[str, str]
+) -> asyncpg.Pool[Any]:
+    try:
+        return await asyncpg.create_pool(
+            url,
+            min_size=min_size,
+            max_size=max_size,
+            timeout=limits.DATABASE_CONNECT_MS / 1000,
+            command_timeout=limits.DATABASE_STATEMENT_MS / 1000,
+            server_settings={
+                **_SERVER_SETTINGS,
+                "application_name": "boltz-mesh",
+                **settings,
+            },
+            # Sessions of the pool hold neither locks nor settings nor listeners between
+            # transactions, so there is nothing to reset and a round trip is saved.
+            reset=_nothing_to_reset,
+        )
+    except (*CONNECTION_ERRORS, asyncpg.PostgresError, ValueError) as error:
+        raise _cannot_connect(error) from _shown(error)
 
 
 async def _nothing_to_reset(connection: Connection) -> None:

@@ -77,12 +77,12 @@ async def begin_update(connection: Connection, new: NewUpdate) -> Update:
 
     Raises: SecondDigest when another update was announced before.
     """
-    await connection.execute(
+    row = await connection.fetchrow(
         "-- begin_update\n"
         "INSERT INTO federated_updates (round_id, attempt, client_id, session_id, position,"
         " update_digest, manifest, key_commitment, key_id, wrapped_content_key, size_bytes,"
         " chunk_count, state) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12,"
-        " 'receiving') ON CONFLICT DO NOTHING",
+        " 'receiving') ON CONFLICT DO NOTHING RETURNING *",
         new.round_id,
         new.attempt,
         new.client_id,
@@ -96,6 +96,8 @@ async def begin_update(connection: Connection, new: NewUpdate) -> Update:
         new.size_bytes,
         new.chunk_count,
     )
+    if row is not None:
+        return _update(row)
     found = await get_update(connection, new.round_id, new.attempt, new.client_id)
     if found.update_digest != new.update_digest:
         raise SecondDigest(

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest_asyncio
 
-from boltz_mesh.storage.postgres import Database
-from tests.integration.coordinator.world import World, open_world
+from tests.integration.coordinator.world import FaultyDatabase, World, open_world
 
 
 @pytest_asyncio.fixture
-async def world(database: Database, tmp_path: Path) -> AsyncIterator[World]:
+async def world(database_url: str, tmp_path: Path) -> AsyncIterator[World]:
     """A mesh without gRPC on a fresh database."""
-    async with open_world(database, tmp_path / "blobs") as opened:
+    async with (
+        await FaultyDatabase.open(database_url) as database,
+        open_world(database, tmp_path / "blobs") as opened,
+    ):
         yield opened

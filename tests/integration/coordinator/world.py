@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -49,7 +49,7 @@ from boltz_mesh.storage.directory_blobs import DirectoryBlobs
 from boltz_mesh.storage.lease import CoordinatorLease
 from boltz_mesh.storage.listen import Listener
 from boltz_mesh.storage.models import ModelVersion
-from boltz_mesh.storage.postgres import Channel, Connection, Database
+from boltz_mesh.storage.postgres import Channel, Connection, Database, Isolation
 from boltz_protocol import codec
 from boltz_protocol import messages as m
 from boltz_protocol.envelope import seal_update
@@ -133,13 +133,92 @@ class TestClient:
     session_id: SessionId = field(default_factory=new_session_id)
 
 
+class Crash(Exception):
+    """Stands for the process ending there: whoever ran the transaction goes no further."""
+
+
+Moment = Literal["before commit", "after commit"]
+
+
+@dataclass(slots=True)
+class Fault:
+    """What happens to the `after`-th next transaction of a name (0: the next one)."""
+
+    name: str
+    moment: Moment
+    act: Callable[[], Awaitable[None]]
+    after: int = 0
+
+
+class FaultyDatabase(Database):
+    """A database of which single transactions fail, or are preceded by something else."""
+
+    faults: list[Fault]
+
+    async def run_tx(
+        self,
+        name: str,
+        body: Callable[[Connection], Awaitable[T]],
+        *,
+        isolation: Isolation = "read_committed",
+    ) -> T:
+        before, after = self._fault(name, "before commit"), self._fault(name, "after commit")
+        result = await super().run_tx(name, _followed_by(body, before), isolation=isolation)
+        if after is not None:
+            await after.act()
+        return result
+
+    async def read(self, name: str, body: Callable[[Connection], Awaitable[T]]) -> T:
+        before, after = self._fault(name, "before commit"), self._fault(name, "after commit")
+        result = await super().read(name, _followed_by(body, before))
+        if after is not None:
+            await after.act()
+        return result
+
+    def _fault(self, name: str, moment: Moment) -> Fault | None:
+        for fault in self.faults:
+            if (fault.name, fault.moment) == (name, moment):
+                if fault.after == 0:
+                    self.faults.remove(fault)
+                    return fault
+                fault.after -= 1
+        return None
+
+
+def _followed_by(
+    body: Callable[[Connection], Awaitable[T]], fault: Fault | None
+) -> Callable[[Connection], Awaitable[T]]:
+    async def both(connection: Connection) -> T:
+        result = await body(connection)
+        if fault is not None:
+            await fault.act()
+        return result
+
+    return both
+
+
+def raising(error: Exception) -> Callable[[], Awaitable[None]]:
+    """An action that raises."""
+
+    async def act() -> None:
+        raise error
+
+    return act
+
+
 class World:
     """Everything around a coordinator; `coordinating` runs one."""
 
-    def __init__(self, parts: Parts, spans: InMemorySpanExporter) -> None:
+    def __init__(self, parts: Parts, database: FaultyDatabase, spans: InMemorySpanExporter) -> None:
         self.parts = parts
         self.spans = spans
-        self.database = parts.database
+        self.database = database
+        self.crashed = asyncio.Event()
+
+    async def crash(self) -> None:
+        """A fault's action: whoever runs this transaction goes no further."""
+        self.crashed.set()
+        raise Crash
 
     async def tx(self, body: Callable[[Connection], Awaitable[T]]) -> T:
         return await self.database.run_tx("test", body)
@@ -430,8 +509,18 @@ class World:
                     assert found.phase not in ends, f"{found.phase}: {found.reason}"
         raise AssertionError("the listener was closed")
 
+    async def settled(self, coordinator: asyncio.Task[None]) -> None:
+        """Wait until every runner has ended: the last thing it does is to clean up."""
+        assert not coordinator.done()
+        runners = {task for task in asyncio.all_tasks() if task.get_name().startswith("round ")}
+        if runners:
+            done, late = await asyncio.wait(runners, timeout=10)
+            assert not late
+            for task in done:
+                task.result()
+
     async def cleaned(self, round_id: RoundId) -> None:
-        """Assert that nothing of a round's contents is left: the runner ends with this."""
+        """Assert that nothing of a round's contents is left."""
 
         async def body(connection: Connection) -> list[updates.Update]:
             return await updates.list_updates(connection, round_id, 1)
@@ -466,10 +555,24 @@ class World:
             try:
                 yield task
             finally:
-                if task.done():
+                if task.done() and not task.cancelled():
                     task.result()
                 task.cancel()
                 await asyncio.wait({task})
+
+
+async def collecting(world: World, plan: Plan, who: Sequence[TestClient]) -> RoundId:
+    """A round that takes updates of these clients; a coordinator must be running."""
+    round_id = await world.start(plan)
+    await world.check_in(plan, who)
+    await world.reached(round_id, Phase.COLLECTING)
+    return round_id
+
+
+async def upload_all(world: World, round_id: RoundId, who: Sequence[TestClient]) -> None:
+    """Deltas of 0.1 everywhere."""
+    for client in who:
+        await world.upload(round_id, client, np.full(8, 0.1, np.float32))
 
 
 @dataclass(frozen=True, slots=True)
@@ -527,7 +630,8 @@ def _sealed(
 
 
 @contextlib.asynccontextmanager
-async def open_world(database: Database, folder: Path) -> AsyncIterator[World]:
+async def open_world(database: FaultyDatabase, folder: Path) -> AsyncIterator[World]:
+    database.faults = []
     now = datetime.now(UTC)
     key, root = new_root("demo", now=now, lifetime=timedelta(days=365))
     authority = Authority(mesh="demo", key=key, chain=[root], now=now)
@@ -549,4 +653,4 @@ async def open_world(database: Database, folder: Path) -> AsyncIterator[World]:
                 chunks=chunks,
                 holder=REPLICA,
             )
-            yield World(parts, spans)
+            yield World(parts, database, spans)

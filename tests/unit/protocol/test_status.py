@@ -25,7 +25,9 @@ def _all(root: type[errors.MeshError]) -> list[type[errors.MeshError]]:
 def _rpc_error(
     code: grpc.StatusCode, details: str | None, trailers: tuple[tuple[str, bytes | str], ...] = ()
 ) -> grpc.aio.AioRpcError:
-    return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(*trailers), details)
+    return grpc.aio.AioRpcError(
+        code, grpc.aio.Metadata(), grpc.aio.Metadata(*trailers), details, None
+    )
 
 
 @pytest.mark.parametrize("kind", _all(errors.MeshError), ids=lambda kind: kind.__name__)
@@ -46,7 +48,8 @@ def test_no_retry_info_where_there_is_none() -> None:
 
 
 def test_long_texts_are_cut_to_fit_trailers() -> None:
-    error = errors.NotFound("x" * 5000, **{f"k{i}": "v" * 5000 for i in range(20)})
+    error = errors.NotFound("x" * 5000)
+    error.metadata = {f"k{i}": "v" * 5000 for i in range(20)}
     status = to_status(error)
     assert len(status.message) == limits.MAX_ERROR_CHARS
     assert len(status.SerializeToString()) < 8 << 10

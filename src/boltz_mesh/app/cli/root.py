@@ -8,7 +8,7 @@ from importlib.metadata import version
 from cyclopts import App
 from cyclopts.exceptions import CycloptsError
 
-from boltz_mesh.app.cli import clients, models, plans, rounds, server
+from boltz_mesh.app.cli import clients, demo, models, plans, rounds, server
 from boltz_mesh.app.cli.output import EXIT_CODES_HELP, Exit, exit_code, print_error
 from boltz_protocol.errors import ConfigurationError, MeshError
 
@@ -21,6 +21,7 @@ app = App(
     result_action="return_value",
 )
 app.command(server.up)
+app.command(demo.demo)
 app.command(server.credential)
 app.command(server.status)
 app.command(plans.app)

@@ -58,7 +58,9 @@ def up(
     logging.basicConfig(
         level=settings.telemetry.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
-    return asyncio.run(_serve(settings))
+    import uvloop  # noqa: PLC0415  # the other commands start without it
+
+    return uvloop.run(_serve(settings))
 
 
 async def _serve(settings: Config) -> int:
