@@ -8,8 +8,8 @@ from boltz_client.client import Budget, MeshClient
 from boltz_client.enrolment import Enrolled, Profile, enroll
 from boltz_client.keystore import KeyStore
 from boltz_client.models import PulledModel
+from boltz_client.notices import Notice, NoticeKind, Summary
 from boltz_client.owner import OwnerLimits
-from boltz_client.session import Notice, NoticeKind, Summary
 from boltz_client.trainer import RoundContext, Trainer, TrainResult
 from boltz_protocol.errors import MeshError
 from boltz_protocol.messages import RoundMode

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Final
 
@@ -49,3 +50,19 @@ class Backoff(wait_base):
                 limits.MIN_RECONNECT_WAIT_MS / 1000,
             )
         return self._jitter(retry_state)
+
+
+class StopWithoutProgress:
+    """Stops when so many tries in a row brought no further byte."""
+
+    def __init__(self, progress: Callable[[], int]) -> None:
+        self._progress = progress
+        self._seen = -1
+        self._tries = 0
+
+    def __call__(self, retry_state: RetryCallState) -> bool:
+        """Whether to give up."""
+        reached = self._progress()
+        self._tries = 1 if reached > self._seen else self._tries + 1
+        self._seen = reached
+        return self._tries >= limits.MAX_TRANSFER_TRIES

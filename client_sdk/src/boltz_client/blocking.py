@@ -27,9 +27,9 @@ from boltz_client import client as _async
 from boltz_client import enrolment
 from boltz_client.enrolment import Enrolled, Profile
 from boltz_client.models import PulledModel
+from boltz_client.notices import Notice, Summary
 from boltz_client.offers import AcceptedRound
 from boltz_client.owner import OwnerLimits
-from boltz_client.session import Notice, Summary
 from boltz_client.trainer import Trainer, TrainResult
 from boltz_protocol import limits
 from boltz_protocol.messages import UpdateReceipt

@@ -24,8 +24,8 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 from boltz_client.client import MeshClient
 from boltz_client.enrolment import Profile, enroll
+from boltz_client.notices import Notice, NoticeKind, Summary
 from boltz_client.owner import ALL_MODES, OwnerLimits
-from boltz_client.session import Notice, NoticeKind, Summary
 from boltz_client.trainer import RoundContext, Trainer, TrainResult
 from boltz_protocol.errors import (
     ConfigurationError,

@@ -15,27 +15,28 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-import grpc.aio
 from opentelemetry.trace import SpanKind
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_never
+from tenacity import AsyncRetrying, retry_if_exception, stop_never
 
 from boltz_client.backoff import Backoff, Clock, system_clock
-from boltz_client.connection import answered, is_passing, secure_channel
+from boltz_client.connection import answered, is_passing
 from boltz_client.keystore import KeyStore
-from boltz_client.mesh_keys import MeshKeys
+from boltz_client.link import MeshLink
 from boltz_client.models import PulledModel
+from boltz_client.notices import Notice, Summary
 from boltz_client.offers import AcceptedRound, Self, check_base, check_offer
 from boltz_client.owner import OwnerLimits
+from boltz_client.pulling import Puller
 from boltz_client.seal import seal
-from boltz_client.session import Notice, Participation, Summary
-from boltz_client.spool import ModelSink, SealedUpdate, Spool, UpdateReader, remove_other_models
+from boltz_client.session import Participation
+from boltz_client.spool import SealedUpdate, Spool, UpdateReader
 from boltz_client.tracing import call_metadata, tracer
 from boltz_client.trainer import Trainer, TrainResult, local_delta
-from boltz_client.transfer import Pull, upload
+from boltz_client.transfer import upload
 from boltz_protocol import codec, limits
 from boltz_protocol import messages as m
 from boltz_protocol.errors import (
@@ -43,16 +44,13 @@ from boltz_protocol.errors import (
     MalformedMessage,
     RoundClosed,
     StateConflict,
-    UnknownKey,
 )
 from boltz_protocol.ids import ClientId, ModelId, SessionId, new_session_id, parse_model_id
 from boltz_protocol.statement import Statement
 from boltz_protocol.v1 import (
     aggregator_pb2,
     aggregator_pb2_grpc,
-    model_store_pb2_grpc,
     registry_pb2,
-    registry_pb2_grpc,
 )
 
 
@@ -69,21 +67,6 @@ class Budget:
     epsilon_replace_one: float
     rounds_charged: int
     rounds_left: int
-
-
-@dataclass(slots=True)
-class _Connection:
-    """The channel and what hangs on it."""
-
-    channel: grpc.aio.Channel
-    registry: registry_pb2_grpc.RegistryAsyncStub = field(init=False)
-    models: model_store_pb2_grpc.ModelStoreAsyncStub = field(init=False)
-    aggregator: aggregator_pb2_grpc.AggregatorAsyncStub = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.registry = registry_pb2_grpc.RegistryStub(self.channel)
-        self.models = model_store_pb2_grpc.ModelStoreStub(self.channel)
-        self.aggregator = aggregator_pb2_grpc.AggregatorStub(self.channel)
 
 
 class MeshClient:
@@ -117,12 +100,9 @@ class MeshClient:
         self._client_id: ClientId = store.client_id
         self._store = store
         self._clock = clock
-        self._keys = MeshKeys(store.identity.mesh, store.root)
-        self._keys_lock = asyncio.Lock()
-        self._pull_lock = asyncio.Lock()
-        self._connected: _Connection | None = None
+        self._link = MeshLink(store, clock)
+        self._puller = Puller(self._link, self.spool.folder, store.identity.mesh)
         self._spool_ready = False
-        self._server_ahead_ms = 0
         self._participations: set[Participation] = set()
 
     @classmethod
@@ -157,9 +137,7 @@ class MeshClient:
     async def close(self) -> None:
         """Stop taking part, close the connection and the key store."""
         await self.stop()
-        if self._connected is not None:
-            await self._connected.channel.close(None)
-            self._connected = None
+        await self._link.close()
         self._store.close()
 
     def __repr__(self) -> str:
@@ -177,7 +155,7 @@ class MeshClient:
 
     def server_time_ms(self) -> int:
         """Unix time by the server's clock, as its last welcome showed it."""
-        return self._clock.now_ms() + self._server_ahead_ms
+        return self._link.server_time_ms()
 
     # --- models ---------------------------------------------------------------------------------
 
@@ -197,57 +175,7 @@ class MeshClient:
             Unavailable: the mesh could not be reached, many times in a row.
         """
         await self._prepare_spool()
-        await self._learn_keys()
-        pull = Pull(parse_model_id(model_id), version, self._model_manifest, self._place)
-        # One at a time: two pulls of one version would write to one file.
-        async with self._pull_lock:
-            return await self._pulled(pull)
-
-    async def _pulled(self, pull: Pull) -> PulledModel:
-        with tracer().start_as_current_span("boltz.client.pull", kind=SpanKind.CLIENT) as span:
-            try:
-                async for attempt in AsyncRetrying(
-                    retry=retry_if_exception(is_passing),
-                    wait=Backoff(),
-                    stop=_StopWithoutProgress(lambda: pull.sink.offset if pull.sink else 0),
-                    reraise=True,
-                ):
-                    with attempt:
-                        await self._pull_once(pull)
-            finally:
-                pull.close()
-            assert pull.header is not None
-            assert pull.sink is not None
-            manifest = pull.header.manifest
-            span.set_attribute("boltz.bytes", manifest.size_bytes)
-            path = self._place(manifest)
-            if path is None:
-                content = pull.sink.finish(manifest.sha256)
-                return PulledModel.from_bytes(pull.header.statement, manifest, content)
-            return await asyncio.to_thread(
-                _finish_file, pull.sink, pull.header.statement, manifest, path
-            )
-
-    async def _pull_once(self, pull: Pull) -> None:
-        try:
-            await pull.run(self._connection().models, call_metadata())
-        except UnknownKey:
-            # The mesh has changed its statement key since this client last looked.
-            await self._learn_keys(fresh=True)
-            await pull.run(self._connection().models, call_metadata())
-
-    def _model_manifest(self, statement: Statement) -> m.ModelManifest:
-        payload = self._keys.verify(statement, m.MODEL_MANIFEST, self.server_time_ms())
-        manifest = codec.parse_model_manifest(payload)
-        if manifest.mesh_id != self.mesh_id:
-            raise MalformedMessage(f"a model of the mesh {manifest.mesh_id!r}", field="mesh_id")
-        return manifest
-
-    def _place(self, manifest: m.ModelManifest) -> Path | None:
-        if manifest.size_bytes <= limits.MAX_UNSPOOLED_MODEL_BYTES:
-            return None
-        name = f"{manifest.model_id}_{manifest.version}_{manifest.sha256.hex()[:32]}.safetensors"
-        return self.spool.folder / name
+        return await self._puller.pull(parse_model_id(model_id), version)
 
     # --- rounds ---------------------------------------------------------------------------------
 
@@ -305,10 +233,7 @@ class MeshClient:
 
         Raises: UnknownKey, SignatureInvalid, MalformedMessage, LimitExceeded, NotFinite.
         """
-        await self._learn_keys(fresh=not self._keys.knows(offer.configuration.key_id))
-        payload = self._keys.verify(
-            offer.configuration, m.ROUND_CONFIGURATION, self.server_time_ms()
-        )
+        payload = await self._link.verified(offer.configuration, m.ROUND_CONFIGURATION)
         return codec.parse_round_configuration(payload)
 
     async def accept(self, offer: m.RoundOffer, model_id: ModelId) -> AcceptedRound:
@@ -316,7 +241,7 @@ class MeshClient:
 
         Raises: as `offers.check_offer`; UnknownKey only after the mesh's keys were fetched anew.
         """
-        await self._learn_keys(fresh=not self._keys.knows(offer.configuration.key_id))
+        await self._link.verified(offer.configuration, m.ROUND_CONFIGURATION)
         return check_offer(
             offer,
             me=Self(
@@ -326,7 +251,7 @@ class MeshClient:
                 public_key=self._store.private_key.public_key(),
             ),
             model_id=model_id,
-            keys=self._keys,
+            keys=self._link.keys,
             owner=self.owner,
             now_ms=self.server_time_ms(),
         )
@@ -382,7 +307,7 @@ class MeshClient:
                             reraise=True,
                         ):
                             with attempt:
-                                stub = self._connection().aggregator
+                                stub = self._link.stubs.aggregator
                                 receipt = await upload(stub, sealed, reader, call_metadata())
             except TimeoutError as error:
                 raise RoundClosed("the deadline came before the receipt") from error
@@ -407,8 +332,7 @@ class MeshClient:
     async def _checked_receipt(
         self, statement: Statement, manifest: m.UpdateManifest
     ) -> m.UpdateReceipt:
-        await self._learn_keys(fresh=not self._keys.knows(statement.key_id))
-        payload = self._keys.verify(statement, m.UPDATE_RECEIPT, self.server_time_ms())
+        payload = await self._link.verified(statement, m.UPDATE_RECEIPT)
         receipt = codec.parse_update_receipt(payload)
         if (receipt.mesh_id, receipt.round_id, receipt.attempt, receipt.client_id) != (
             self.mesh_id,
@@ -427,7 +351,7 @@ class MeshClient:
             model_id=parse_model_id(model_id), client_id=self._client_id
         )
         reply = await answered(
-            self._connection().aggregator.GetPrivacyBudget(
+            self._link.stubs.aggregator.GetPrivacyBudget(
                 request, timeout=limits.CALL_TIMEOUT_MS / 1000, metadata=call_metadata()
             )
         )
@@ -436,7 +360,7 @@ class MeshClient:
     async def status(self) -> str:
         """Where the mesh says this client stands, such as "ACTIVE". Raises: MeshError."""
         reply = await answered(
-            self._connection().registry.GetClient(
+            self._link.stubs.registry.GetClient(
                 registry_pb2.GetClientRequest(client_id=self._client_id),
                 timeout=limits.CALL_TIMEOUT_MS / 1000,
                 metadata=call_metadata(),
@@ -450,7 +374,7 @@ class MeshClient:
     @property
     def aggregator(self) -> aggregator_pb2_grpc.AggregatorAsyncStub:
         """The stub, on this client's connection."""
-        return self._connection().aggregator
+        return self._link.stubs.aggregator
 
     @property
     def store(self) -> KeyStore:
@@ -458,78 +382,16 @@ class MeshClient:
         return self._store
 
     def saw_server_time(self, server_time_ms: int) -> None:
-        """Remember how far the server's clock is ahead; more than any honest skew is ignored."""
-        ahead_ms = server_time_ms - self._clock.now_ms()
-        if abs(ahead_ms) <= limits.MAX_CLOCK_SKEW_MS:
-            self._server_ahead_ms = ahead_ms
-
-    def _connection(self) -> _Connection:
-        if self._connected is None:
-            store = self._store
-            self._connected = _Connection(
-                secure_channel(
-                    store.identity.mesh_address,
-                    root_pem=store.root_pem,
-                    key_pem=store.private_key_pem,
-                    chain_pem=store.chain_pem,
-                )
-            )
-        return self._connected
+        """Take in the server's clock."""
+        self._link.saw_server_time(server_time_ms)
 
     async def _prepare_spool(self) -> None:
         if not self._spool_ready:
             await asyncio.to_thread(self.spool.prepare, self._clock.now_ms())
             self._spool_ready = True
 
-    async def _learn_keys(self, *, fresh: bool = False) -> None:
-        """Fetch the mesh's statement certificates, once or anew."""
-        async with self._keys_lock:
-            if self._keys.empty or fresh:
-                reply = await self._server_keys()
-                self._keys.learn(reply.statement_certificates_der, self.server_time_ms())
-
-    async def _server_keys(self) -> registry_pb2.GetServerKeysResponse:
-        async for attempt in AsyncRetrying(
-            retry=retry_if_exception(is_passing),
-            wait=Backoff(),
-            stop=_StopWithoutProgress(lambda: 0),
-            reraise=True,
-        ):
-            with attempt:
-                return await answered(
-                    self._connection().registry.GetServerKeys(
-                        registry_pb2.GetServerKeysRequest(),
-                        timeout=limits.CALL_TIMEOUT_MS / 1000,
-                        metadata=call_metadata(),
-                    )
-                )
-        raise AssertionError("tenacity returns or raises")
-
 
 def _resumable(error: BaseException) -> bool:
     # The call that was cut may still be alive at the server for a moment and hold the upload, or
     # have taken another chunk: asking again for the committed offset clears both up.
     return is_passing(error) or isinstance(error, ChunkOutOfOrder | StateConflict)
-
-
-class _StopWithoutProgress:
-    """Stops when so many tries in a row brought no further byte."""
-
-    def __init__(self, progress: Callable[[], int]) -> None:
-        self._progress = progress
-        self._seen = -1
-        self._tries = 0
-
-    def __call__(self, retry_state: RetryCallState) -> bool:
-        reached = self._progress()
-        self._tries = 1 if reached > self._seen else self._tries + 1
-        self._seen = reached
-        return self._tries >= limits.MAX_TRANSFER_TRIES
-
-
-def _finish_file(
-    sink: ModelSink, statement: Statement, manifest: m.ModelManifest, path: Path
-) -> PulledModel:
-    sink.finish(manifest.sha256)
-    remove_other_models(path.parent, manifest.model_id, [path])
-    return PulledModel.from_file(statement, manifest, path)

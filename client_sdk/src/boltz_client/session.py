@@ -8,13 +8,10 @@ machine what came of it. Everything the trainer raises ends in a decline, never 
 from __future__ import annotations
 
 import asyncio
-import enum
 import secrets
-import threading
 from collections import deque
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from opentelemetry import trace
 from opentelemetry.trace import SpanKind, StatusCode
@@ -23,12 +20,12 @@ from tenacity import AsyncRetrying, retry_if_exception, stop_never
 from boltz_client import participant as p
 from boltz_client.backoff import Backoff
 from boltz_client.connection import Duplex, is_passing
-from boltz_client.keystore import KeyStore
 from boltz_client.models import PulledModel
-from boltz_client.offers import AcceptedRound, check_base
-from boltz_client.spool import SealedUpdate, Spool
+from boltz_client.notices import Host, Notice, NoticeKind, Summary
+from boltz_client.offers import check_base
+from boltz_client.round_work import RoundWork, in_trainer
 from boltz_client.tracing import call_metadata, context_of, tracer
-from boltz_client.trainer import RoundContext, Trainer, TrainResult
+from boltz_client.trainer import Trainer, TrainResult
 from boltz_protocol import codec, limits, weights
 from boltz_protocol import messages as m
 from boltz_protocol.errors import (
@@ -38,129 +35,14 @@ from boltz_protocol.errors import (
     RoundClosed,
     TrainingFailed,
 )
-from boltz_protocol.ids import ClientId, ModelId, SessionId
+from boltz_protocol.ids import ModelId
 from boltz_protocol.statement import Statement, digest, sign_rsa_pss
-from boltz_protocol.v1 import aggregator_pb2, aggregator_pb2_grpc
+from boltz_protocol.v1 import aggregator_pb2
 
 ControlStream = Duplex[aggregator_pb2.ParticipateRequest, aggregator_pb2.ParticipateResponse]
 
 
-class NoticeKind(enum.Enum):
-    """What happened."""
-
-    CHECKED_IN = "checked in"
-    OFFERED = "offered"
-    DECLINED = "declined"
-    TRAINED = "trained"
-    SUBMITTED = "submitted"
-    ENDED = "ended"
-    DISCONNECTED = "disconnected"
-    IGNORED = "ignored"
-
-
-@dataclass(frozen=True, slots=True)
-class Notice:
-    """Something that the owner may want to see or log.
-
-    Attributes:
-        error: why, for DECLINED, DISCONNECTED and IGNORED (an offer that the mesh did not sign).
-        outcome: for ENDED.
-        receipt: for SUBMITTED.
-        size_bytes: ciphertext bytes of the update, for SUBMITTED.
-    """
-
-    kind: NoticeKind
-    model_id: ModelId
-    key: p.RoundKey | None = None
-    error: MeshError | None = None
-    outcome: m.RoundOutcome | None = None
-    receipt: m.UpdateReceipt | None = None
-    size_bytes: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """What came of a participation, in rounds."""
-
-    published: int = 0
-    aborted: int = 0
-    counted: int = 0
-    submitted: int = 0
-    declined: int = 0
-
-
-class Host(Protocol):
-    """What a participation needs of its client (`client.MeshClient`)."""
-
-    session_id: SessionId
-    region: str
-    spool: Spool
-
-    @property
-    def client_id(self) -> ClientId:
-        """This client's id."""
-        ...
-
-    @property
-    def mesh_id(self) -> str:
-        """The mesh's name."""
-        ...
-
-    @property
-    def store(self) -> KeyStore:
-        """The open key store."""
-        ...
-
-    @property
-    def aggregator(self) -> aggregator_pb2_grpc.AggregatorAsyncStub:
-        """The stub on the client's connection."""
-        ...
-
-    def server_time_ms(self) -> int:
-        """Unix time by the server's clock."""
-        ...
-
-    def saw_server_time(self, server_time_ms: int) -> None:
-        """Take in the server's clock."""
-        ...
-
-    async def pull_model(self, model_id: str, version: int = 0) -> PulledModel:
-        """Fetch and verify a version."""
-        ...
-
-    async def verified_configuration(self, offer: m.RoundOffer) -> m.RoundConfiguration:
-        """The configuration of an offer that the mesh signed."""
-        ...
-
-    async def accept(self, offer: m.RoundOffer, model_id: ModelId) -> AcceptedRound:
-        """Verify all of an offer."""
-        ...
-
-    async def seal_update(
-        self, accepted: AcceptedRound, base: PulledModel, result: TrainResult
-    ) -> SealedUpdate:
-        """Fix an update's bytes."""
-        ...
-
-    async def upload(self, sealed: SealedUpdate, deadline_ms: int) -> m.UpdateReceipt:
-        """Send a sealed update until there is a receipt."""
-        ...
-
-
-@dataclass(slots=True)
-class _Round:
-    """What belongs to one round while it is of interest."""
-
-    offer: m.RoundOffer
-    configuration: m.RoundConfiguration
-    span: trace.Span
-    stopped: threading.Event = field(default_factory=threading.Event)
-    accepted: AcceptedRound | None = None
-    sealed: SealedUpdate | None = None
-    task: asyncio.Task[None] | None = None
-
-
-_RoundWork = Callable[[_Round], Coroutine[Any, Any, p.Event]]
+_Work = Callable[[RoundWork], Coroutine[Any, Any, p.Event]]
 
 
 class Participation:
@@ -183,7 +65,7 @@ class Participation:
         self._quality_bucket = quality_bucket
         self._notify = notify if notify is not None else _nobody
         self._state = p.Participant()
-        self._rounds: dict[p.RoundKey, _Round] = {}
+        self._rounds: dict[p.RoundKey, RoundWork] = {}
         self._ended: deque[p.RoundKey] = deque(maxlen=limits.MAX_REMEMBERED_ROUNDS)
         self._base: PulledModel | None = None
         self._samples: int | None = None
@@ -293,7 +175,7 @@ class Participation:
             case "offer":
                 await self._receive_offer(codec.offer_from_proto(response.offer))
             case "outcome":
-                self._receive_outcome(codec.outcome_from_proto(response.outcome))
+                await self._receive_outcome(codec.outcome_from_proto(response.outcome))
             case _:
                 # A newer server may push what this version does not know.
                 pass
@@ -312,18 +194,22 @@ class Participation:
             span = tracer().start_span(
                 "boltz.client.round", context=context_of(offer.trace), kind=SpanKind.CONSUMER
             )
-            self._rounds[key] = _Round(offer, configuration, span)
+            self._rounds[key] = RoundWork(offer, configuration, span)
         self._handle(p.Offered(key))
         work = self._state.work
         if work is None or work.key != key:
             self._drop(key)
 
-    def _receive_outcome(self, outcome: m.RoundOutcome) -> None:
+    async def _receive_outcome(self, outcome: m.RoundOutcome) -> None:
         key = p.RoundKey(outcome.round_id, outcome.attempt)
         if key in self._ended:
             # Told again after a reconnection.
             return
         self._ended.append(key)
+        round = self._rounds.get(key)
+        if outcome.counted and round is not None and round.task is not None:
+            # A quick round ends before its receipt, which takes another stream, has come.
+            await asyncio.wait({round.task}, timeout=limits.RECEIPT_GRACE_MS / 1000)
         if key in self._rounds or key in self._state.finished:
             self._count("published" if outcome.phase is m.Phase.PUBLISHED else "aborted")
             if outcome.counted:
@@ -334,7 +220,7 @@ class Participation:
     async def _signed_check_in(self) -> Statement:
         samples = self._samples
         if samples is None:
-            samples = await _in_trainer(self._trainer.sample_count)
+            samples = await in_trainer(self._trainer.sample_count)
         return await self._sign_check_in(weights.sample_bucket(samples))
 
     async def _sign_check_in(self, sample_bucket: int) -> Statement:
@@ -397,7 +283,7 @@ class Participation:
         )
 
     def _work(
-        self, key: p.RoundKey, work: Callable[[_Round], Coroutine[Any, Any, p.Event]]
+        self, key: p.RoundKey, work: Callable[[RoundWork], Coroutine[Any, Any, p.Event]]
     ) -> None:
         round = self._rounds[key]
         round.task = self._start(self._guarded(key, round, work))
@@ -415,7 +301,7 @@ class Participation:
             self._broken = error
             self.stop()
 
-    async def _guarded(self, key: p.RoundKey, round: _Round, work: _RoundWork) -> None:
+    async def _guarded(self, key: p.RoundKey, round: RoundWork, work: _Work) -> None:
         """Run one piece of work up to the deadline, and tell the machine what came of it."""
         left_s = (round.configuration.deadline_ms - self._host.server_time_ms()) / 1000
         try:
@@ -439,7 +325,7 @@ class Participation:
             event = p.Failed(key, error.reason)
         self._handle(event)
 
-    async def _examine(self, round: _Round) -> p.Event:
+    async def _examine(self, round: RoundWork) -> p.Event:
         configuration = round.configuration
         key = p.RoundKey(configuration.round_id, configuration.attempt)
         # What an earlier run of this client sealed was accepted by it, and is sent as it is.
@@ -456,7 +342,7 @@ class Participation:
         round.accepted = await self._host.accept(round.offer, self._model_id)
         return p.Accepted(key)
 
-    async def _train(self, round: _Round) -> p.Event:
+    async def _train(self, round: RoundWork) -> p.Event:
         accepted = round.accepted
         assert accepted is not None
         configuration = accepted.configuration
@@ -467,21 +353,9 @@ class Participation:
             base = await self._host.pull_model(self._model_id, configuration.base_version)
             self._base = base
         check_base(configuration, base.manifest)
-        context = RoundContext(
-            round_id=configuration.round_id,
-            attempt=configuration.attempt,
-            model_id=configuration.model_id,
-            base_version=configuration.base_version,
-            tensors=base.manifest.tensors,
-            hyperparameters=configuration.hyperparameters,
-            lanes=tuple(lane.name for lane in configuration.lanes),
-            clip_norm=configuration.clip_norm,
-            deadline_ms=configuration.deadline_ms,
-            stopped=round.stopped,
-        )
         tensors = base.tensors()
         with tracer().start_as_current_span("boltz.client.train"):
-            result = await _in_trainer(lambda: self._trainer.train(tensors, context))
+            result = await in_trainer(lambda: self._trainer.train(tensors, round.context(base)))
         key = p.RoundKey(configuration.round_id, configuration.attempt)
         if not isinstance(result, TrainResult):
             raise TrainingFailed(f"the trainer returned {type(result).__name__}, not a TrainResult")
@@ -501,7 +375,7 @@ class Participation:
             if self._state.link is p.Link.ONLINE:
                 self._send_check_in(statement)
 
-    async def _upload(self, round: _Round) -> p.Event:
+    async def _upload(self, round: RoundWork) -> p.Event:
         sealed = round.sealed
         assert sealed is not None
         receipt = await self._host.upload(sealed, round.configuration.deadline_ms)
@@ -565,14 +439,3 @@ async def _send_all(
         except MeshError:
             # The stream has ended; its reader learns why.
             return
-
-
-async def _in_trainer(work: Callable[[], Any]) -> Any:
-    """Run the owner's code in a thread. Raises: TrainingFailed for whatever it raises."""
-    try:
-        return await asyncio.to_thread(work)
-    except MeshError:
-        raise
-    except Exception as error:
-        # The owner's code may raise anything; the round is declined and the error is told.
-        raise TrainingFailed(f"the trainer raised {type(error).__name__}: {error}") from error

@@ -10,220 +10,77 @@ newer peer may add some (protobuf, "Updating a message type").
 
 from __future__ import annotations
 
-import enum
 import json
 import math
-from collections.abc import Iterable
 from types import MappingProxyType
-from typing import NoReturn, TypeVar
-
-from google.protobuf.message import DecodeError, EncodeError, Message
+from typing import NoReturn
 
 from boltz_protocol import ids, limits
 from boltz_protocol import messages as m
+from boltz_protocol.codec_parts import (
+    encode_encryption_key,
+    encode_model_manifest,
+    encode_statement,
+    known_enum,
+    parse_encryption_key,
+    parse_model_manifest,
+    parse_statement,
+    parsed,
+    protocol_from_proto,
+    protocol_to_proto,
+    require,
+    serialised,
+    statement_from_proto,
+    statement_to_proto,
+    tensors_from_proto,
+    tensors_to_proto,
+    trace_from_proto,
+    trace_to_proto,
+)
 from boltz_protocol.errors import LimitExceeded, MalformedMessage
-from boltz_protocol.statement import Statement
-from boltz_protocol.v1 import aggregator_pb2, common_pb2, model_store_pb2, registry_pb2
+from boltz_protocol.v1 import aggregator_pb2, common_pb2
 
-_M = TypeVar("_M", bound=Message)
-_E = TypeVar("_E", bound=enum.IntEnum)
-
-
-def _parsed(kind: type[_M], payload: bytes) -> _M:
-    if len(payload) > limits.MAX_STATEMENT_BYTES:
-        raise LimitExceeded(
-            f"a {kind.DESCRIPTOR.name} of {len(payload)} bytes; "
-            f"the cap is {limits.MAX_STATEMENT_BYTES}"
-        )
-    message = kind()
-    try:
-        message.ParseFromString(payload)
-    except DecodeError as error:
-        raise MalformedMessage(f"these bytes are not a {kind.DESCRIPTOR.name}") from error
-    return message
-
-
-def _serialised(message: Message) -> bytes:
-    try:
-        payload = message.SerializeToString(deterministic=True)
-    except EncodeError as error:
-        raise MalformedMessage(f"{message.DESCRIPTOR.name} cannot be serialised") from error
-    if len(payload) > limits.MAX_STATEMENT_BYTES:
-        raise LimitExceeded(
-            f"a {message.DESCRIPTOR.name} of {len(payload)} bytes; "
-            f"the cap is {limits.MAX_STATEMENT_BYTES}"
-        )
-    return payload
-
-
-def _enum(kind: type[_E], field: str, value: int) -> _E:
-    try:
-        return kind(value)
-    except ValueError as error:
-        raise MalformedMessage(f"{field} is {value}, which is not known", field=field) from error
-
-
-def _present(message: Message, field: str) -> None:
-    if not message.HasField(field):
-        raise MalformedMessage(f"{message.DESCRIPTOR.name} has no {field}", field=field)
-
-
-# --- statements and other shared parts ----------------------------------------------------------
-
-
-def statement_to_proto(statement: Statement) -> common_pb2.SignedStatement:
-    """A statement in wire form."""
-    return common_pb2.SignedStatement(
-        type=statement.type,
-        payload=statement.payload,
-        key_id=statement.key_id,
-        algorithm=statement.algorithm,
-        signature=statement.signature,
-    )
-
-
-def statement_from_proto(message: common_pb2.SignedStatement) -> Statement:
-    """A statement as it came, unverified. `statement.verify` checks caps, key and signature."""
-    return Statement(
-        type=message.type,
-        payload=message.payload,
-        key_id=message.key_id,
-        algorithm=message.algorithm,
-        signature=message.signature,
-    )
-
-
-def encode_statement(statement: Statement) -> bytes:
-    """A statement as bytes, to be stored. Raises: LimitExceeded."""
-    return _serialised(statement_to_proto(statement))
-
-
-def parse_statement(payload: bytes) -> Statement:
-    """A stored statement, unverified. Raises: MalformedMessage, LimitExceeded."""
-    return statement_from_proto(_parsed(common_pb2.SignedStatement, payload))
-
-
-def tensors_to_proto(tensors: Iterable[m.TensorSpec]) -> list[common_pb2.TensorSpec]:
-    """Tensor specs in wire form."""
-    return [
-        common_pb2.TensorSpec(name=spec.name, shape=spec.shape, dtype=_dtype(spec.dtype))
-        for spec in tensors
-    ]
-
-
-def tensors_from_proto(messages: Iterable[common_pb2.TensorSpec]) -> tuple[m.TensorSpec, ...]:
-    """Checked tensor specs. Raises: MalformedMessage, LimitExceeded."""
-    return tuple(
-        m.TensorSpec(message.name, tuple(message.shape), _enum(m.Dtype, "dtype", message.dtype))
-        for message in messages
-    )
-
-
-def _dtype(dtype: m.Dtype) -> common_pb2.Dtype.ValueType:
-    return common_pb2.Dtype.ValueType(dtype)
-
-
-def protocol_to_proto(protocol: m.ProtocolRange) -> common_pb2.ProtocolRange:
-    """A range of protocol versions in wire form."""
-    return common_pb2.ProtocolRange(min=protocol.oldest, max=protocol.newest)
-
-
-def protocol_from_proto(message: common_pb2.ProtocolRange) -> m.ProtocolRange:
-    """A checked range of protocol versions. Raises: MalformedMessage."""
-    return m.ProtocolRange(message.min, message.max)
-
-
-def trace_to_proto(trace: m.TraceContext) -> common_pb2.TraceContext:
-    """A trace context in wire form."""
-    return common_pb2.TraceContext(traceparent=trace.traceparent, tracestate=trace.tracestate)
-
-
-def trace_from_proto(message: common_pb2.TraceContext) -> m.TraceContext:
-    """A checked trace context. Raises: MalformedMessage, LimitExceeded."""
-    return m.TraceContext(message.traceparent, message.tracestate)
-
-
-# --- registry -----------------------------------------------------------------------------------
-
-
-def encode_encryption_key(key: m.EncryptionKey) -> bytes:
-    """Payload of an EncryptionKey statement."""
-    return _serialised(
-        registry_pb2.EncryptionKey(
-            mesh_id=key.mesh_id,
-            key_id=key.key_id,
-            algorithm=key.algorithm,
-            public_key_spki=key.public_key_spki,
-            not_before_ms=key.not_before_ms,
-            not_after_ms=key.not_after_ms,
-        )
-    )
-
-
-def parse_encryption_key(payload: bytes) -> m.EncryptionKey:
-    """A checked EncryptionKey. Raises: MalformedMessage, LimitExceeded."""
-    message = _parsed(registry_pb2.EncryptionKey, payload)
-    return m.EncryptionKey(
-        mesh_id=message.mesh_id,
-        key_id=ids.KeyId(message.key_id),
-        public_key_spki=message.public_key_spki,
-        not_before_ms=message.not_before_ms,
-        not_after_ms=message.not_after_ms,
-        algorithm=message.algorithm,
-    )
-
-
-# --- model store --------------------------------------------------------------------------------
-
-
-def encode_model_manifest(manifest: m.ModelManifest) -> bytes:
-    """Payload of a ModelManifest statement."""
-    return _serialised(
-        model_store_pb2.ModelManifest(
-            mesh_id=manifest.mesh_id,
-            model_id=manifest.model_id,
-            version=manifest.version,
-            parent_version=manifest.parent_version,
-            parent_sha256=manifest.parent_sha256,
-            round_id=manifest.round_id or "",
-            sha256=manifest.sha256,
-            size_bytes=manifest.size_bytes,
-            tensors=tensors_to_proto(manifest.tensors),
-            optimizer_state_sha256=manifest.optimizer_state_sha256,
-            plan_revision=manifest.plan_revision,
-            created_at_ms=manifest.created_at_ms,
-        )
-    )
-
-
-def parse_model_manifest(payload: bytes) -> m.ModelManifest:
-    """A checked ModelManifest. Raises: MalformedMessage, LimitExceeded."""
-    message = _parsed(model_store_pb2.ModelManifest, payload)
-    # Before anything is built for each of them.
-    if len(message.tensors) > limits.MAX_TENSORS:
-        raise LimitExceeded(f"{len(message.tensors)} tensors; the cap is {limits.MAX_TENSORS}")
-    return m.ModelManifest(
-        mesh_id=message.mesh_id,
-        model_id=ids.ModelId(message.model_id),
-        version=message.version,
-        parent_version=message.parent_version,
-        parent_sha256=message.parent_sha256,
-        round_id=ids.RoundId(message.round_id) if message.round_id else None,
-        sha256=message.sha256,
-        size_bytes=message.size_bytes,
-        tensors=tensors_from_proto(message.tensors),
-        optimizer_state_sha256=message.optimizer_state_sha256,
-        plan_revision=message.plan_revision,
-        created_at_ms=message.created_at_ms,
-    )
-
+__all__ = [
+    "decline_from_proto",
+    "decline_to_proto",
+    "encode_check_in",
+    "encode_encryption_key",
+    "encode_model_manifest",
+    "encode_roster_entry",
+    "encode_round_configuration",
+    "encode_statement",
+    "encode_update_manifest",
+    "encode_update_receipt",
+    "offer_from_proto",
+    "offer_to_proto",
+    "outcome_from_proto",
+    "outcome_to_proto",
+    "parse_check_in",
+    "parse_encryption_key",
+    "parse_model_manifest",
+    "parse_roster_entry",
+    "parse_round_configuration",
+    "parse_statement",
+    "parse_update_manifest",
+    "parse_update_receipt",
+    "protocol_from_proto",
+    "protocol_to_proto",
+    "statement_from_proto",
+    "statement_to_proto",
+    "tensors_from_proto",
+    "tensors_to_proto",
+    "trace_from_proto",
+    "trace_to_proto",
+    "welcome_from_proto",
+    "welcome_to_proto",
+]
 
 # --- participation ------------------------------------------------------------------------------
 
 
 def encode_check_in(check_in: m.CheckIn) -> bytes:
     """Payload of a CheckIn statement."""
-    return _serialised(
+    return serialised(
         aggregator_pb2.CheckIn(
             mesh_id=check_in.mesh_id,
             client_id=check_in.client_id,
@@ -243,11 +100,11 @@ def parse_check_in(payload: bytes) -> m.CheckIn:
     """A checked CheckIn. Suites that this version does not know are left out: a newer client may
     name some. Raises: MalformedMessage, LimitExceeded.
     """
-    message = _parsed(aggregator_pb2.CheckIn, payload)
+    message = parsed(aggregator_pb2.CheckIn, payload)
     if len(message.suites) > limits.MAX_SUITES:
         raise LimitExceeded(f"{len(message.suites)} suites; the cap is {limits.MAX_SUITES}")
     known = {int(suite) for suite in m.Suite}
-    _present(message, "protocol")
+    require(message, "protocol")
     return m.CheckIn(
         mesh_id=message.mesh_id,
         client_id=ids.ClientId(message.client_id),
@@ -289,7 +146,7 @@ def welcome_from_proto(message: aggregator_pb2.Welcome) -> m.Welcome:
 def encode_round_configuration(configuration: m.RoundConfiguration) -> bytes:
     """Payload of a RoundConfiguration statement."""
     c = configuration
-    return _serialised(
+    return serialised(
         aggregator_pb2.RoundConfiguration(
             mesh_id=c.mesh_id,
             round_id=c.round_id,
@@ -330,20 +187,20 @@ def encode_round_configuration(configuration: m.RoundConfiguration) -> bytes:
 
 def parse_round_configuration(payload: bytes) -> m.RoundConfiguration:
     """A checked RoundConfiguration. Raises: MalformedMessage, LimitExceeded, NotFinite."""
-    message = _parsed(aggregator_pb2.RoundConfiguration, payload)
+    message = parsed(aggregator_pb2.RoundConfiguration, payload)
     if len(message.hyperparameters_json) > limits.MAX_HYPERPARAMETERS:
         raise LimitExceeded(
             f"{len(message.hyperparameters_json)} hyper-parameters; "
             f"the cap is {limits.MAX_HYPERPARAMETERS}"
         )
-    _present(message, "encryption_key")
+    require(message, "encryption_key")
     return m.RoundConfiguration(
         mesh_id=message.mesh_id,
         round_id=ids.RoundId(message.round_id),
         attempt=message.attempt,
         model_id=ids.ModelId(message.model_id),
-        mode=_enum(m.RoundMode, "mode", message.mode),
-        suite=_enum(m.Suite, "suite", message.suite),
+        mode=known_enum(m.RoundMode, "mode", message.mode),
+        suite=known_enum(m.Suite, "suite", message.suite),
         base_version=message.base_version,
         model_sha256=message.model_sha256,
         parameters=message.parameters,
@@ -398,7 +255,7 @@ def _hyperparameter(name: str, text: str) -> m.HyperValue:
 
 def encode_roster_entry(entry: m.RosterEntry) -> bytes:
     """A roster entry as the bytes that its leaf is computed from."""
-    return _serialised(
+    return serialised(
         aggregator_pb2.RosterEntry(
             index=entry.index,
             client_id=entry.client_id,
@@ -415,8 +272,8 @@ def encode_roster_entry(entry: m.RosterEntry) -> bytes:
 
 def parse_roster_entry(payload: bytes) -> m.RosterEntry:
     """A checked roster entry. Raises: MalformedMessage, LimitExceeded."""
-    message = _parsed(aggregator_pb2.RosterEntry, payload)
-    _present(message, "check_in")
+    message = parsed(aggregator_pb2.RosterEntry, payload)
+    require(message, "check_in")
     return m.RosterEntry(
         index=message.index,
         client_id=ids.ClientId(message.client_id),
@@ -449,7 +306,7 @@ def offer_from_proto(message: aggregator_pb2.RoundOffer) -> m.RoundOffer:
     """An offer with checked form; its contents are unverified. Raises: MalformedMessage,
     LimitExceeded.
     """
-    _present(message, "configuration")
+    require(message, "configuration")
     return m.RoundOffer(
         configuration=statement_from_proto(message.configuration),
         roster_entry=message.roster_entry,
@@ -477,7 +334,7 @@ def outcome_from_proto(message: aggregator_pb2.RoundOutcome) -> m.RoundOutcome:
     return m.RoundOutcome(
         round_id=ids.RoundId(message.round_id),
         attempt=message.attempt,
-        phase=_enum(m.Phase, "phase", message.phase),
+        phase=known_enum(m.Phase, "phase", message.phase),
         reason=message.reason,
         new_version=message.new_version,
         counted=message.counted,
@@ -489,7 +346,7 @@ def outcome_from_proto(message: aggregator_pb2.RoundOutcome) -> m.RoundOutcome:
 
 def encode_update_manifest(manifest: m.UpdateManifest) -> bytes:
     """Payload of an UpdateManifest statement."""
-    return _serialised(
+    return serialised(
         aggregator_pb2.UpdateManifest(
             round_id=manifest.round_id,
             attempt=manifest.attempt,
@@ -509,7 +366,7 @@ def encode_update_manifest(manifest: m.UpdateManifest) -> bytes:
 
 def parse_update_manifest(payload: bytes) -> m.UpdateManifest:
     """A checked UpdateManifest. Raises: MalformedMessage, LimitExceeded."""
-    message = _parsed(aggregator_pb2.UpdateManifest, payload)
+    message = parsed(aggregator_pb2.UpdateManifest, payload)
     return m.UpdateManifest(
         round_id=ids.RoundId(message.round_id),
         attempt=message.attempt,
@@ -528,7 +385,7 @@ def parse_update_manifest(payload: bytes) -> m.UpdateManifest:
 
 def encode_update_receipt(receipt: m.UpdateReceipt) -> bytes:
     """Payload of an UpdateReceipt statement."""
-    return _serialised(
+    return serialised(
         aggregator_pb2.UpdateReceipt(
             mesh_id=receipt.mesh_id,
             round_id=receipt.round_id,
@@ -543,7 +400,7 @@ def encode_update_receipt(receipt: m.UpdateReceipt) -> bytes:
 
 def parse_update_receipt(payload: bytes) -> m.UpdateReceipt:
     """A checked UpdateReceipt. Raises: MalformedMessage, LimitExceeded."""
-    message = _parsed(aggregator_pb2.UpdateReceipt, payload)
+    message = parsed(aggregator_pb2.UpdateReceipt, payload)
     return m.UpdateReceipt(
         mesh_id=message.mesh_id,
         round_id=ids.RoundId(message.round_id),

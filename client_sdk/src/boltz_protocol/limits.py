@@ -121,6 +121,8 @@ CALL_TIMEOUT_MS: Final = 20_000
 MAX_TRANSFER_TRIES: Final = 20
 #: Tries to reach the mesh for an enrolment: a person waits at the other end, and can try again.
 MAX_ENROL_TRIES: Final = 4
+#: How long a client waits for the receipt of an update that it has heard was counted.
+RECEIPT_GRACE_MS: Final = 2_000
 #: Rounds that a client remembers as finished, so that a repeated offer starts nothing anew.
 MAX_REMEMBERED_ROUNDS: Final = 64
 #: Models that fit into one chunk are kept in memory; larger ones are spooled, so that a pull can go
@@ -158,6 +160,12 @@ LEASE_WAIT_MS: Final = 60_000
 MAX_PENDING_WAKEUPS: Final = 256
 #: Rows of one inbox batch, which become events in one transaction.
 MAX_INBOX_BATCH: Final = 1000
+#: The coordinator looks this often for what crashes left behind.
+HOUSEKEEPING_MS: Final = 3600 * 1000
+#: A blob that no row refers to goes when it is older than any phase that could still refer to it.
+MAX_ORPHAN_AGE_MS: Final = SERVER_KEY_LIFETIME_MS
+#: Handled facts of ended rounds are kept this long for whoever looks into one.
+MAX_HANDLED_FACT_AGE_MS: Final = 7 * 24 * 3600 * 1000
 #: A blob's resumable upload is named by its caller.
 MAX_BLOB_KEY_CHARS: Final = 200
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final
 import msgspec
 from msgspec import Meta
 
-from boltz_protocol.errors import ConfigurationError
+from boltz_protocol.errors import ConfigurationError, MalformedMessage
 from boltz_protocol.ids import parse_name
 
 _PREFIX: Final = "MESH_"
@@ -102,16 +102,7 @@ def load_config(
     Raises:
         ConfigurationError: the file cannot be read, or a setting is unknown or out of range.
     """
-    tree: dict[str, dict[str, Any]] = {}
-    if file is not None:
-        try:
-            tree = tomllib.loads(file.read_text())
-        except OSError as error:
-            raise ConfigurationError(f"cannot read {file}: {error.strerror}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigurationError(f"{file} is not TOML: {error}") from error
-        if not all(isinstance(section, dict) for section in tree.values()):
-            raise ConfigurationError(f"{file}: every setting belongs in a [section]")
+    tree = {} if file is None else _read(file)
     if environment.get("DATABASE_URL"):
         tree.setdefault("database", {})["url"] = environment["DATABASE_URL"]
     for name, text in environment.items():
@@ -128,11 +119,25 @@ def load_config(
         parse_name("mesh.replica", config.mesh.replica)
     except msgspec.ValidationError as error:
         raise ConfigurationError(f"a setting is wrong: {error}") from error
+    except MalformedMessage as error:
+        raise ConfigurationError(f"a setting is wrong: {error.message}") from error
     if not config.listen.names:
         raise ConfigurationError('listen.names is empty; ["localhost"] would do')
     if bool(config.authority.certificate) != bool(config.authority.key):
         raise ConfigurationError("authority.certificate and authority.key go together")
     return config
+
+
+def _read(file: Path) -> dict[str, dict[str, Any]]:
+    try:
+        tree = tomllib.loads(file.read_text())
+    except OSError as error:
+        raise ConfigurationError(f"cannot read {file}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{file} is not TOML: {error}") from error
+    if not all(isinstance(section, dict) for section in tree.values()):
+        raise ConfigurationError(f"{file}: every setting belongs in a [section]")
+    return tree
 
 
 def _listed(section: str, key: str, text: str) -> object:

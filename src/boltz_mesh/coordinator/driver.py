@@ -14,14 +14,14 @@ from typing import Final
 
 import tenacity
 
-from boltz_mesh.coordinator.candidates import prune_dead_replicas
-from boltz_mesh.coordinator.clean_up import clean_up, rounds_to_clean
+from boltz_mesh.coordinator.housekeeping import keep_house
 from boltz_mesh.coordinator.parts import Parts
-from boltz_mesh.coordinator.runner import LONGEST_RETRY_S, RoundRunner
+from boltz_mesh.coordinator.runner import RoundRunner
 from boltz_mesh.storage import rounds
 from boltz_mesh.storage.lease import CoordinatorLease
 from boltz_mesh.storage.listen import Wakeup
 from boltz_mesh.storage.postgres import Channel, Connection
+from boltz_protocol import limits
 from boltz_protocol.errors import StateConflict, Unavailable
 from boltz_protocol.ids import RoundId
 
@@ -36,7 +36,9 @@ async def coordinate(parts: Parts) -> None:
     while True:
         async for attempt in tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception_type((Unavailable, StateConflict)),
-            wait=tenacity.wait_random_exponential(multiplier=0.05, max=LONGEST_RETRY_S),
+            wait=tenacity.wait_random_exponential(
+                multiplier=0.05, max=limits.MAX_DATABASE_RECONNECT_MS / 1000
+            ),
             before_sleep=tenacity.before_sleep_log(_log, logging.WARNING),
         ):
             with attempt:
@@ -62,12 +64,12 @@ class Coordinator:
         """Until the lease is lost. Raises: Unavailable and what else ends a watch."""
         watches = [
             asyncio.create_task(self._lease.lost.wait()),
+            asyncio.create_task(keep_house(self._parts, self._lease)),
             asyncio.create_task(self._watch(Channel.ROUND_CHANGED, self._rounds_changed)),
             asyncio.create_task(self._watch(Channel.ROUND_INBOX, self._facts_came)),
             asyncio.create_task(self._watch(Channel.CHECK_IN_CHANGED, self._check_ins_changed)),
         ]
         try:
-            await self._finish_old_rounds()
             done, _ = await asyncio.wait(watches, return_when=asyncio.FIRST_COMPLETED)
             for watch in done:
                 watch.result()
@@ -76,21 +78,6 @@ class Coordinator:
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
-
-    async def _finish_old_rounds(self) -> None:
-        """What the last coordinator left half done: check-ins of the dead, keys of the ended."""
-
-        async def body(connection: Connection) -> list[RoundId]:
-            await prune_dead_replicas(connection, self._parts.holder)
-            return await rounds_to_clean(connection)
-
-        for round_id in await self._parts.database.run_tx("finish_old_rounds", body):
-            await clean_up(
-                self._parts.database,
-                self._parts.blobs,
-                round_id,
-                fencing_token=self._lease.token,
-            )
 
     async def _watch(self, channel: Channel, act: Callable[[Wakeup], Awaitable[None]]) -> None:
         with self._parts.listener.subscribe(channel) as wakeups:

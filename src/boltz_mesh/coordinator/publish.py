@@ -34,13 +34,14 @@ from boltz_mesh.services.files import (
 )
 from boltz_mesh.storage.blobs import BlobStore
 from boltz_mesh.storage.models import ModelVersion, StoredBlob
-from boltz_protocol import limits
 from boltz_protocol.errors import ShapeMismatch
 from boltz_protocol.key_wrap import KeyEncryptionKey
 from boltz_protocol.messages import RoundConfiguration, TensorSpec
 from boltz_protocol.model_file import ELEMENT_BYTES, Layout, canonical_layout
 
-_BLOCK: Final = limits.CHUNK_PARAMETERS
+#: Coordinates worked on at once: the float64 arrays of one block stay in a core's cache, which
+#: halves the time against blocks of a wire chunk (measured).
+_BLOCK: Final = 1 << 16
 Float32Array = npt.NDArray[np.float32]
 
 

@@ -28,7 +28,8 @@ from boltz_mesh.coordinator.candidates import (
 )
 from boltz_mesh.coordinator.clean_up import clean_up
 from boltz_mesh.coordinator.commit import Settled, settle
-from boltz_mesh.coordinator.configure import fix_roster, key_needed_until_ms
+from boltz_mesh.coordinator.configure import key_needed_until_ms
+from boltz_mesh.coordinator.draw import draw_roster
 from boltz_mesh.coordinator.parts import Parts
 from boltz_mesh.coordinator.record import Position, Turn
 from boltz_mesh.coordinator.trace import RoundTrace
@@ -46,12 +47,10 @@ from boltz_mesh.rounds.event import (
     DeadlineReached,
     Event,
     Recovered,
-    RosterFixed,
     RoundStarted,
 )
 from boltz_mesh.rounds.fact import Fact, FactKind, events_of
 from boltz_mesh.rounds.plan import Plan
-from boltz_mesh.rounds.selection import sample_roster
 from boltz_mesh.rounds.state import (
     Aggregating,
     Ended,
@@ -61,19 +60,17 @@ from boltz_mesh.rounds.state import (
     deadline_of,
 )
 from boltz_mesh.rounds.step import pending
-from boltz_mesh.services.budgets import hold_payload
 from boltz_mesh.services.plans import plan_of
-from boltz_mesh.storage import ledger, models, plans, roster, rounds
+from boltz_mesh.storage import plans, rounds
 from boltz_mesh.storage.postgres import Connection
-from boltz_mesh.storage.round_events import SignedConfig
 from boltz_mesh.storage.rounds import Round
-from boltz_protocol import codec
+from boltz_protocol import limits
 from boltz_protocol.errors import StateConflict, Unavailable
-from boltz_protocol.ids import ClientId, ModelId, RoundId
+from boltz_protocol.ids import ModelId, RoundId
 
 _log: Final = logging.getLogger(__name__)
 #: Longest wait between two tries of what the database or the disk refused.
-LONGEST_RETRY_S: Final = 5.0
+_LONGEST_RETRY_S: Final = limits.MAX_DATABASE_RECONNECT_MS / 1000
 
 
 class RoundRunner:
@@ -139,7 +136,7 @@ class RoundRunner:
         """
         async for attempt in tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception_type((Unavailable, StateConflict, OSError)),
-            wait=tenacity.wait_random_exponential(multiplier=0.05, max=LONGEST_RETRY_S),
+            wait=tenacity.wait_random_exponential(multiplier=0.05, max=_LONGEST_RETRY_S),
             before_sleep=tenacity.before_sleep_log(_log, logging.WARNING),
         ):
             with attempt:
@@ -276,64 +273,15 @@ class RoundRunner:
         )
 
         async def body(connection: Connection) -> Turn:
-            found = await record.lock(
-                connection, self._round_id, self._position, fencing_token=self._token
-            )
-            candidates = await read_candidates(connection, found.model_id, plan)
-            if len(candidates.able) < effect.count:
-                return await record.commit(
-                    connection,
-                    self._round_id,
-                    self._position,
-                    [candidates.event(now_ms)],
-                    fencing_token=self._token,
-                )
-            base = await models.get_model_version(
-                connection, found.model_id, parameters.base_version
-            )
-            count = min(len(candidates.able), parameters.wanted_clients)
-            drawn = sample_roster(candidates.able, count, parts.random)
-            fixed = await asyncio.to_thread(
-                lambda: fix_roster(
-                    [candidates.able[client] for client in drawn],
-                    parameters=parameters,
-                    plan=plan,
-                    base=base,
-                    encryption_key=encryption_key,
-                    mesh_id=parts.keyring.mesh_id,
-                    now_ms=now_ms,
-                    sign=parts.keyring.sign_statement,
-                )
-            )
-            await roster.insert_roster(connection, fixed.entries)
-            await ledger.place_holds(
+            return await draw_roster(
                 connection,
-                [
-                    ledger.Hold(
-                        self._round_id,
-                        event.attempt,
-                        ClientId(event.client),
-                        found.model_id,
-                        hold_payload(event),
-                    )
-                    for event in fixed.holds
-                ],
-            )
-            event = RosterFixed(
-                at_ms=now_ms,
-                roster=drawn,
-                config_digest=fixed.config_digest.hex(),
-                deadline_ms=fixed.deadline_ms,
-            )
-            return await record.commit(
-                connection,
-                self._round_id,
+                parts,
                 self._position,
-                [event],
+                count=effect.count,
+                plan=plan,
+                encryption_key=encryption_key,
+                now_ms=now_ms,
                 fencing_token=self._token,
-                config=SignedConfig(
-                    codec.encode_statement(fixed.configuration), fixed.config_digest
-                ),
             )
 
         assert self._trace is not None
@@ -388,7 +336,7 @@ class RoundRunner:
         assert self._trace is not None
         async for attempt in tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception_type((Unavailable, OSError)),
-            wait=tenacity.wait_random_exponential(multiplier=0.1, max=LONGEST_RETRY_S),
+            wait=tenacity.wait_random_exponential(multiplier=0.1, max=_LONGEST_RETRY_S),
             before_sleep=tenacity.before_sleep_log(_log, logging.WARNING),
         ):
             with attempt:

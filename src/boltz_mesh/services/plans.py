@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import lru_cache
+from typing import Any, Final
 
 import tomli_w
 
@@ -24,7 +25,6 @@ from boltz_mesh.storage.postgres import Connection, Database
 from boltz_protocol.errors import InvalidPlan, NotFound, StateConflict
 from boltz_protocol.ids import ModelId
 from boltz_protocol.v1 import aggregator_pb2 as pb
-
 
 #: As ApplyPlanRequest says. With the defaults filled in, what is stored may be larger.
 _MAX_TOML_BYTES: Final = 256 << 10

@@ -10,7 +10,8 @@ from typing import Any
 import pytest_asyncio
 
 from boltz_client import MeshClient, enroll
-from tests.support.mini_mesh import MiniMesh, running
+from tests.support.mini_mesh import MiniMesh
+from tests.support.mini_mesh_server import running
 
 
 class Clients:

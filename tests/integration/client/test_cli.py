@@ -14,11 +14,12 @@ import pytest
 
 from boltz_client import NoticeKind, OwnerLimits, TrainResult, blocking, cli
 from boltz_client.adapters.numpy import FunctionTrainer
-from boltz_client.session import Notice
+from boltz_client.notices import Notice
 from boltz_protocol import errors
 from boltz_protocol.errors import ConfigurationError, MeshError, StateConflict
 from boltz_protocol.model_file import encode_model
-from tests.support.mini_mesh import MODEL, MiniMesh, running
+from tests.support.mini_mesh import MODEL, MiniMesh
+from tests.support.mini_mesh_server import running
 
 TRAINER = """
 from boltz_client import TrainResult

@@ -21,7 +21,8 @@ from boltz_protocol.errors import (
 )
 from boltz_protocol.join import JoinString, parse_join_string
 from tests.integration.client.conftest import Clients
-from tests.support.mini_mesh import MESH, MiniMesh, running
+from tests.support.mini_mesh import MESH, MiniMesh
+from tests.support.mini_mesh_server import running
 
 
 def _free_port() -> int:

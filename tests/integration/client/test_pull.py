@@ -19,7 +19,8 @@ from boltz_protocol.errors import (
 )
 from boltz_protocol.model_file import Vector
 from tests.integration.client.conftest import Clients
-from tests.support.mini_mesh import MODEL, MiniMesh, running
+from tests.support.mini_mesh import MODEL, MiniMesh
+from tests.support.mini_mesh_server import running
 
 LARGE = (m.TensorSpec("w", (1200, 1000)),)
 LARGE_VECTOR: Vector = np.arange(1_200_000, dtype=np.float32)

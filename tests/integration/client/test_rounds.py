@@ -26,7 +26,8 @@ from boltz_protocol.errors import (
 )
 from boltz_protocol.model_file import Vector
 from tests.integration.client.conftest import Clients
-from tests.support.mini_mesh import MODEL, MiniMesh, restart, running, with_mode
+from tests.support.mini_mesh import MODEL, MiniMesh, with_mode
+from tests.support.mini_mesh_server import restart, running
 
 LARGE = (m.TensorSpec("w", (1_000_000,)),)
 

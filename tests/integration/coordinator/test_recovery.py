@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -11,26 +13,21 @@ import pytest
 
 from boltz_mesh.coordinator.clean_up import rounds_to_clean
 from boltz_mesh.coordinator.driver import coordinate
+from boltz_mesh.coordinator.housekeeping import clean_up_after_crashes, keep_house
 from boltz_mesh.rounds.fact import FactKind
 from boltz_mesh.rounds.plan import Plan
 from boltz_mesh.rounds.state import Phase
 from boltz_mesh.storage import check_ins, inbox, models
-from boltz_mesh.storage.blobs import BlobReader
+from boltz_mesh.storage.blobs import BlobReader, put_bytes
 from boltz_mesh.storage.directory_blobs import DirectoryBlobs
+from boltz_mesh.storage.lease import CoordinatorLease
 from boltz_mesh.storage.postgres import Connection
+from boltz_protocol import limits
 from boltz_protocol.errors import Unavailable
 from boltz_protocol.ids import ModelId, RoundId
-from tests.integration.coordinator.world import (
-    Crash,
-    Fault,
-    Moment,
-    TestClient,
-    World,
-    collecting,
-    plan_text,
-    raising,
-    upload_all,
-)
+from tests.integration.coordinator.faults import Crash, Fault, Moment, raising
+from tests.integration.coordinator.plan_text import plan_text
+from tests.integration.coordinator.world import TestClient, World, collecting, upload_all
 
 MOMENTS: tuple[Moment, ...] = ("before commit", "after commit")
 #: Every transaction that a healthy round of three clients makes, by name and number.
@@ -311,3 +308,29 @@ async def test_check_ins_of_a_dead_replica_are_not_selected(world: World) -> Non
     async with world.coordinating():
         found = await world.reached(await world.start(plan), Phase.ABORTED)
     assert found.reason == "TOO_FEW_CLIENTS"
+
+
+async def test_housekeeping_takes_orphans_and_leaves_the_rest(world: World) -> None:
+    plan = await world.declare(plan_text())
+    clients = await world.enrol(3)
+    await play(world, plan, clients)
+    orphan, fresh = (put_bytes(world.parts.blobs, text).digest for text in (b"old", b"new"))
+    blobs = world.parts.blobs
+    assert isinstance(blobs, DirectoryBlobs)
+    long_ago = time.time() - limits.MAX_ORPHAN_AGE_MS / 1000 - 60
+    for digest in blobs.digests():
+        if digest != fresh:
+            os.utime(blobs._path(digest), (long_ago, long_ago))
+    async with await CoordinatorLease.acquire(world.database.url, "test") as lease:
+        await clean_up_after_crashes(world.parts, fencing_token=lease.token)
+
+        async def fail() -> None:
+            lease.lost.set()
+            raise Unavailable("injected")
+
+        world.database.faults = [Fault("keep_house", "before commit", fail)]
+        await keep_house(world.parts, lease)
+    assert not blobs.exists(orphan)
+    assert blobs.exists(fresh)
+    for number in (1, 2):
+        await world.vector(plan, number)

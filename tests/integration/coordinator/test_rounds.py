@@ -22,7 +22,8 @@ from boltz_mesh.storage.postgres import Connection
 from boltz_protocol import limits
 from boltz_protocol.errors import RoundClosed, StateConflict
 from boltz_protocol.ids import ModelId
-from tests.integration.coordinator.world import World, collecting, plan_text, upload_all
+from tests.integration.coordinator.plan_text import plan_text
+from tests.integration.coordinator.world import World, collecting, upload_all
 from tests.unit.rounds import rounds
 
 BUDGET = "[budget]\nepsilon = 8.0\ndelta = 1e-6\n"

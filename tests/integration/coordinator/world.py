@@ -11,16 +11,11 @@ import hashlib
 import json
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from boltz_mesh.coordinator.driver import Coordinator
@@ -31,8 +26,6 @@ from boltz_mesh.rounds.plan import Plan, plan_from_toml, plan_to_json
 from boltz_mesh.rounds.state import Phase
 from boltz_mesh.services.clock import system_clock
 from boltz_mesh.services.files import EncryptedReader, EncryptedWriter, model_context
-from boltz_mesh.services.identity.authority import Authority, new_root
-from boltz_mesh.services.keyring import KeyRing
 from boltz_mesh.storage import (
     check_ins,
     clients,
@@ -45,14 +38,11 @@ from boltz_mesh.storage import (
     rounds,
     updates,
 )
-from boltz_mesh.storage.directory_blobs import DirectoryBlobs
 from boltz_mesh.storage.lease import CoordinatorLease
-from boltz_mesh.storage.listen import Listener
 from boltz_mesh.storage.models import ModelVersion
-from boltz_mesh.storage.postgres import Channel, Connection, Database, Isolation
+from boltz_mesh.storage.postgres import Channel, Connection
 from boltz_protocol import codec
 from boltz_protocol import messages as m
-from boltz_protocol.envelope import seal_update
 from boltz_protocol.errors import RoundClosed
 from boltz_protocol.ids import (
     ClientId,
@@ -64,63 +54,14 @@ from boltz_protocol.ids import (
     new_round_id,
     new_session_id,
 )
-from boltz_protocol.key_wrap import KeyEncryptionKey
-from boltz_protocol.keys import load_rsa_public_key
 from boltz_protocol.model_file import canonical_layout, read_vector
-from boltz_protocol.sealing import round_encoding, update_context, update_layout
 from boltz_protocol.statement import RSA_PSS_SHA256, Statement
-from boltz_protocol.update import LocalDelta, clip, encode, open_update, weigh
+from tests.integration.coordinator.faults import Crash, FaultyDatabase
+from tests.integration.coordinator.sealing import seal
 
 T = TypeVar("T")
 Vector = npt.NDArray[np.float32]
 REPLICA = "replica-under-test"
-
-PLAN = """\
-model = "{model}"
-clip_norm = 1.0
-privacy = "{privacy}"
-noise_multiplier = {noise}
-promotion = "{promotion}"
-{top}
-[cohort]
-min = {min}
-target = {target}
-max = {max}
-over_selection = {over_selection}
-[deadlines]
-selecting = "{selecting}"
-collecting = "{collecting}"
-recovery_extension = "0ms"
-[[tensors]]
-name = "weights"
-shape = [{size}]
-[[tensors]]
-name = "bias"
-shape = []
-[[lanes]]
-name = "loss"
-scale = 0.01
-{tables}
-"""
-
-
-def plan_text(**changes: object) -> str:
-    settings: dict[str, object] = {
-        "model": "model",
-        "privacy": "none",
-        "noise": 0.0,
-        "promotion": "automatic",
-        "top": "",
-        "min": 2,
-        "target": 3,
-        "max": 6,
-        "over_selection": 1.0,
-        "selecting": "30s",
-        "collecting": "30s",
-        "size": 7,
-        "tables": "",
-    }
-    return PLAN.format(**(settings | changes))
 
 
 @dataclass(slots=True)
@@ -131,79 +72,6 @@ class TestClient:
 
     client_id: ClientId
     session_id: SessionId = field(default_factory=new_session_id)
-
-
-class Crash(Exception):
-    """Stands for the process ending there: whoever ran the transaction goes no further."""
-
-
-Moment = Literal["before commit", "after commit"]
-
-
-@dataclass(slots=True)
-class Fault:
-    """What happens to the `after`-th next transaction of a name (0: the next one)."""
-
-    name: str
-    moment: Moment
-    act: Callable[[], Awaitable[None]]
-    after: int = 0
-
-
-class FaultyDatabase(Database):
-    """A database of which single transactions fail, or are preceded by something else."""
-
-    faults: list[Fault]
-
-    async def run_tx(
-        self,
-        name: str,
-        body: Callable[[Connection], Awaitable[T]],
-        *,
-        isolation: Isolation = "read_committed",
-    ) -> T:
-        before, after = self._fault(name, "before commit"), self._fault(name, "after commit")
-        result = await super().run_tx(name, _followed_by(body, before), isolation=isolation)
-        if after is not None:
-            await after.act()
-        return result
-
-    async def read(self, name: str, body: Callable[[Connection], Awaitable[T]]) -> T:
-        before, after = self._fault(name, "before commit"), self._fault(name, "after commit")
-        result = await super().read(name, _followed_by(body, before))
-        if after is not None:
-            await after.act()
-        return result
-
-    def _fault(self, name: str, moment: Moment) -> Fault | None:
-        for fault in self.faults:
-            if (fault.name, fault.moment) == (name, moment):
-                if fault.after == 0:
-                    self.faults.remove(fault)
-                    return fault
-                fault.after -= 1
-        return None
-
-
-def _followed_by(
-    body: Callable[[Connection], Awaitable[T]], fault: Fault | None
-) -> Callable[[Connection], Awaitable[T]]:
-    async def both(connection: Connection) -> T:
-        result = await body(connection)
-        if fault is not None:
-            await fault.act()
-        return result
-
-    return both
-
-
-def raising(error: Exception) -> Callable[[], Awaitable[None]]:
-    """An action that raises."""
-
-    async def act() -> None:
-        raise error
-
-    return act
 
 
 class World:
@@ -418,7 +286,7 @@ class World:
             lambda connection: roster.find_roster_entry(connection, round_id, 1, client.client_id)
         )
         assert entry is not None
-        sealed = _sealed(configuration, found.config_digest, entry, delta, loss, poison=poison)
+        sealed = seal(configuration, found.config_digest, entry, delta, loss, poison=poison)
         content = bytearray(sealed.content)
         if damage:
             content[0] ^= 1
@@ -573,84 +441,3 @@ async def upload_all(world: World, round_id: RoundId, who: Sequence[TestClient])
     """Deltas of 0.1 everywhere."""
     for client in who:
         await world.upload(round_id, client, np.full(8, 0.1, np.float32))
-
-
-@dataclass(frozen=True, slots=True)
-class _Sealed:
-    row: updates.NewUpdate
-    content: bytes
-
-
-def _sealed(
-    configuration: m.RoundConfiguration,
-    config_digest: bytes,
-    entry: roster.RosterEntry,
-    delta: Vector,
-    loss: float,
-    *,
-    poison: bool,
-) -> _Sealed:
-    lanes = tuple(loss * lane.scale for lane in configuration.lanes)
-    clipped = clip(LocalDelta(delta, lanes), clip_norm_l2=configuration.clip_norm)
-    weighted = weigh(clipped, weight=entry.weight, max_weight=configuration.max_weight)
-    encoded = encode(weighted, round_encoding(configuration))
-    if poison:
-        encoded.values[:] = (1 << 22) - 1
-    key = codec.parse_encryption_key(configuration.encryption_key.payload)
-    context = update_context(
-        configuration,
-        config_digest,
-        client_id=entry.client_id,
-        session_id=entry.session_id,
-        recipient_key_id=key.key_id,
-    )
-    layout = update_layout(configuration)
-    sealer, wrapped = seal_update(context, load_rsa_public_key(key.public_key_spki), layout)
-    update = open_update(encoded)
-    pieces = []
-    for index in range(layout.count):
-        buffer = bytearray(layout.cipher_bytes(index))
-        sealer.seal_into(index, update.chunk(index), buffer)
-        pieces.append(bytes(buffer))
-    row = updates.NewUpdate(
-        round_id=entry.round_id,
-        attempt=entry.attempt,
-        client_id=entry.client_id,
-        session_id=entry.session_id,
-        position=entry.position,
-        update_digest=bytes(32),
-        manifest=b"a manifest",
-        key_commitment=sealer.commitment,
-        key_id=key.key_id,
-        wrapped_content_key=wrapped,
-        size_bytes=layout.cipher_size_bytes,
-        chunk_count=layout.count,
-    )
-    return _Sealed(row, b"".join(pieces))
-
-
-@contextlib.asynccontextmanager
-async def open_world(database: FaultyDatabase, folder: Path) -> AsyncIterator[World]:
-    database.faults = []
-    now = datetime.now(UTC)
-    key, root = new_root("demo", now=now, lifetime=timedelta(days=365))
-    authority = Authority(mesh="demo", key=key, chain=[root], now=now)
-    keyring = await KeyRing.open(database, authority, KeyEncryptionKey.generate(), system_clock)
-    spans = InMemorySpanExporter()
-    provider = TracerProvider()
-    provider.add_span_processor(SimpleSpanProcessor(spans))
-    with ThreadPoolExecutor(2) as heavy, ThreadPoolExecutor(2) as chunks:
-        async with await Listener.open(database.url, replica_id=REPLICA) as listener:
-            parts = Parts(
-                database=database,
-                listener=listener,
-                keyring=keyring,
-                blobs=DirectoryBlobs(folder),
-                clock=system_clock,
-                tracer=provider.get_tracer("test"),
-                random=secrets.SystemRandom(),
-                heavy=heavy,
-                chunks=chunks,
-                holder=REPLICA,
-            )
-            yield World(parts, database, spans)

@@ -9,7 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from sklearn import linear_model as linear
 
+from boltz_client.adapters.scikit_learn import LinearTrainer
+from boltz_client.adapters.torch import TorchTrainer, initial_model, tensor_specs
 from boltz_client.trainer import RoundContext, TrainResult
 from boltz_protocol.errors import ConfigurationError, ShapeMismatch
 from boltz_protocol.messages import HyperValue, TensorSpec
@@ -43,9 +47,6 @@ class TestScikitLearn:
         return features, features @ np.array([1.0, -2.0, 0.5]) + 0.25
 
     def test_a_regressor_moves_towards_the_data(self) -> None:
-        linear = pytest.importorskip("sklearn.linear_model")
-        from boltz_client.adapters.scikit_learn import LinearTrainer
-
         features, targets = self.data()
         trainer = LinearTrainer(linear.SGDRegressor(random_state=0), features, targets)
         assert trainer.sample_count() == 200
@@ -59,9 +60,6 @@ class TestScikitLearn:
         np.testing.assert_allclose(again["coef"], result["coef"], atol=0.05)
 
     def test_a_classifier_knows_the_federations_classes(self) -> None:
-        linear = pytest.importorskip("sklearn.linear_model")
-        from boltz_client.adapters.scikit_learn import LinearTrainer
-
         features, targets = self.data()
         labels = (targets > 0).astype(int)
         trainer = LinearTrainer(
@@ -73,9 +71,6 @@ class TestScikitLearn:
         assert hits.mean() > 0.95
 
     def test_a_stop_is_heeded_and_misfits_are_named(self) -> None:
-        linear = pytest.importorskip("sklearn.linear_model")
-        from boltz_client.adapters.scikit_learn import LinearTrainer
-
         features, targets = self.data()
         trainer = LinearTrainer(linear.SGDRegressor(), features, targets)
         round = context()
@@ -95,9 +90,6 @@ class TestScikitLearn:
 
 class TestTorch:
     def test_a_module_is_loaded_trained_and_read(self) -> None:
-        torch = pytest.importorskip("torch")
-        from boltz_client.adapters.torch import TorchTrainer, initial_model, tensor_specs
-
         torch.manual_seed(3)
         module = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
         names = {spec.name: spec.shape for spec in tensor_specs(module)}
@@ -125,9 +117,6 @@ class TestTorch:
         assert set(weights_of(first)) == set(model)
 
     def test_misfits_are_named(self) -> None:
-        torch = pytest.importorskip("torch")
-        from boltz_client.adapters.torch import TorchTrainer
-
         trainer = TorchTrainer(torch.nn.Linear(3, 2), lambda module, round: None, 1)
         with pytest.raises(ShapeMismatch, match="other"):
             trainer.train({"other": read_only([1])}, context())

@@ -17,6 +17,7 @@ from boltz_mesh.app.cli.output import (
     when,
 )
 from boltz_mesh.rounds.plan import duration_ms
+from boltz_protocol.errors import ConfigurationError, InvalidPlan
 from boltz_protocol.v1 import common_pb2 as common
 from boltz_protocol.v1 import registry_pb2 as pb
 
@@ -33,8 +34,12 @@ def token(
     connect: Connect = Connect(),
 ) -> None:
     """Make a one-time join string. Hand it over on a channel you trust: it is a secret."""
+    try:
+        valid_for_ms = duration_ms("--valid", valid)
+    except InvalidPlan as error:  # durations are written as in plans, but this is none
+        raise ConfigurationError(error.message, setting="--valid") from error
     request = pb.CreateEnrollmentTokenRequest(
-        valid_for_ms=duration_ms("--valid", valid),
+        valid_for_ms=valid_for_ms,
         requires_approval=requires_approval,
     )
 

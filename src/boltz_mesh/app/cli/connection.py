@@ -15,11 +15,14 @@ from typing import Annotated, Any, Final, TypeVar
 
 import grpc
 import msgspec
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from cyclopts import Parameter
 
 from boltz_mesh.services.identity.private_files import read_private_file
 from boltz_protocol import limits
-from boltz_protocol.errors import ConfigurationError, Unavailable
+from boltz_protocol.certificates import load_pem_chain
+from boltz_protocol.errors import ConfigurationError, MeshError, Unavailable
 from boltz_protocol.ids import parse_name
 from boltz_protocol.join import check_address
 from boltz_protocol.status import from_rpc_error
@@ -91,9 +94,23 @@ def read_credential(folder: Path) -> CredentialFolder:
         described = msgspec.json.decode(mesh, type=_MeshFile)
     except msgspec.DecodeError as error:
         raise ConfigurationError(f"{folder / 'mesh.json'} is damaged: {error}") from error
+    _check_pem(folder, key, chain, root)
     parse_name("mesh", described.mesh)
     check_address(described.address)
     return CredentialFolder(described.mesh, described.address, root, chain, key)
+
+
+def _check_pem(folder: Path, key: bytes, chain: bytes, root: bytes) -> None:
+    """gRPC would say of a damaged file only that it cannot connect."""
+    try:
+        load_pem_private_key(key, password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise ConfigurationError(f"{folder / 'key.pem'} is damaged: not a private key") from error
+    for name, pem in (("chain.pem", chain), ("root.pem", root)):
+        try:
+            load_pem_chain(pem)
+        except MeshError as error:
+            raise ConfigurationError(f"{folder / name} is damaged: {error.message}") from error
 
 
 class Mesh:
@@ -128,15 +145,51 @@ async def connected(credential: CredentialFolder) -> AsyncIterator[Mesh]:
     )
     async with channel:
         try:
-            await asyncio.wait_for(channel.channel_ready(), CONNECT_TIMEOUT_S)
+            await asyncio.wait_for(_until_ready(channel), CONNECT_TIMEOUT_S)
         except TimeoutError as error:
             raise Unavailable(
                 f"no mesh answers at {credential.address}. Is `boltz-mesh up` running?"
             ) from error
+        except _NoConnection as error:
+            raise _why_not(credential.address, str(error)) from error
         try:
             yield Mesh(channel, credential)
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from error
+
+
+class _NoConnection(Exception):
+    """The first attempt to connect has failed; the text is gRPC's."""
+
+
+async def _until_ready(channel: grpc.aio.Channel) -> None:
+    """Wait for the connection. gRPC would try again for ever: a person wants to know at once."""
+    state = channel.get_state(try_to_connect=True)
+    while state is not grpc.ChannelConnectivity.READY:
+        if state is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
+            # Only a call is told why. It fails at once, or the next attempt was better.
+            check = channel.unary_unary(
+                "/grpc.health.v1.Health/Check",
+                request_serializer=bytes,
+                response_deserializer=bytes,
+            )
+            try:
+                await check(b"")
+            except grpc.aio.AioRpcError as error:
+                if error.code() is grpc.StatusCode.UNAVAILABLE:
+                    raise _NoConnection(error.details() or "") from error
+            return
+        await channel.wait_for_state_change(state)
+        state = channel.get_state(try_to_connect=True)
+
+
+def _why_not(address: str, text: str) -> Unavailable:
+    if "handshake" in text.lower():
+        return Unavailable(
+            f"what answers at {address} is another mesh, or does not accept this credential "
+            "(is it expired?)"
+        )
+    return Unavailable(f"no mesh answers at {address}. Is `boltz-mesh up` running?")
 
 
 def on_mesh(connect: Connect, body: Callable[[Mesh], Awaitable[T]]) -> T:

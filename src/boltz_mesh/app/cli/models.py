@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, Parameter
+from rich.console import Console
 from rich.progress import Progress
 
 from boltz_mesh.app.cli.connection import Connect, Mesh, on_mesh
@@ -158,10 +159,11 @@ async def _pull(
     manifest = _manifest(found)
     # The digest is in the name: what an earlier call left there belongs to this very version.
     partial = out.with_name(f"{out.name}.{manifest.sha256.hex()[:16]}.partial")
-    with partial.open("ab") as file, Progress(disable=quiet, transient=True) as progress:
+    with partial.open("ab") as file, _progress(quiet=quiet) as progress:
         offset = min(file.tell(), manifest.size_bytes)
         bar = progress.add_task(f"{model_id} v{manifest.version}", total=manifest.size_bytes)
-        taken = asyncio.Semaphore(0)
+        used = asyncio.Semaphore(0)
+        outstanding = limits.MAX_PULL_CREDITS // 4
 
         async def requests() -> AsyncIterator[pb.PullRequest]:
             yield pb.PullRequest(
@@ -169,11 +171,11 @@ async def _pull(
                     model_id=model_id,
                     version=manifest.version,
                     offset=offset,
-                    credits=limits.MAX_PULL_CREDITS // 4,
+                    credits=outstanding,
                 )
             )
             while True:
-                await taken.acquire()
+                await used.acquire()
                 yield pb.PullRequest(credit=pb.PullCredit(chunks=1))
 
         async for answer in mesh.models.Pull(requests()):
@@ -181,7 +183,12 @@ async def _pull(
                 file.write(answer.chunk.data)
                 offset += len(answer.chunk.data)
                 progress.update(bar, completed=offset)
-                taken.release()
+                outstanding -= 1
+                # Not where the server may have sent everything: grpc.aio turns a write to a call
+                # that has just ended into that call's failure.
+                if manifest.size_bytes - offset > outstanding * limits.MODEL_CHUNK_BYTES:
+                    outstanding += 1
+                    used.release()
         file.flush()
         os.fsync(file.fileno())
     if offset < manifest.size_bytes:
@@ -193,6 +200,12 @@ async def _pull(
         raise DigestMismatch(f"the file that came is not {model_id} version {manifest.version}")
     partial.replace(out)
     return found
+
+
+def _progress(*, quiet: bool) -> Progress:
+    """On standard error: standard output is for the result."""
+    console = Console(stderr=True)
+    return Progress(disable=quiet or not console.is_terminal, transient=True, console=console)
 
 
 def _mapped(file: Path) -> memoryview:

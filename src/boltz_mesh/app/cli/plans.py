@@ -20,7 +20,11 @@ app = App(name="plan", help="Declare a model and how it is trained.")
 
 @app.command
 def apply(
-    file: Annotated[Path, Parameter(help="A plan.toml, or - for standard input.")],
+    file: Annotated[
+        Path,
+        # The one hyphen is a name like any other here.
+        Parameter(help="A plan.toml, or - for standard input.", allow_leading_hyphen=True),
+    ],
     /,
     *,
     dry_run: Annotated[bool, Parameter(negative="", help="Check only, change nothing.")] = False,

@@ -1,0 +1,97 @@
+"""Drawing a roster: one transaction that fixes who takes part, what they weigh, and the holds."""
+
+from __future__ import annotations
+
+import asyncio
+
+from boltz_mesh.coordinator import record
+from boltz_mesh.coordinator.candidates import read_candidates
+from boltz_mesh.coordinator.configure import fix_roster
+from boltz_mesh.coordinator.parts import Parts
+from boltz_mesh.coordinator.record import Position, Turn
+from boltz_mesh.rounds.event import Event, RosterFixed
+from boltz_mesh.rounds.plan import Plan
+from boltz_mesh.rounds.selection import sample_roster
+from boltz_mesh.rounds.state import Selecting
+from boltz_mesh.services.budgets import hold_payload
+from boltz_mesh.storage import ledger, models, roster
+from boltz_mesh.storage.postgres import Connection
+from boltz_mesh.storage.round_events import SignedConfig
+from boltz_protocol import codec
+from boltz_protocol.ids import ClientId, RoundId
+from boltz_protocol.statement import Statement
+
+
+async def draw_roster(
+    connection: Connection,
+    parts: Parts,
+    position: Position,
+    *,
+    count: int,
+    plan: Plan,
+    encryption_key: Statement,
+    now_ms: int,
+    fencing_token: int,
+) -> Turn:
+    """Draw among those who are checked in now; fewer than `count` are only reported.
+
+    Args:
+        position: of a round that is choosing.
+        encryption_key: announcement of the key that updates will be encrypted for.
+
+    Raises: StateConflict.
+    """
+    assert isinstance(position.state, Selecting)
+    parameters = position.state.parameters
+    round_id = RoundId(parameters.round_id)
+    found = await record.lock(connection, round_id, position, fencing_token=fencing_token)
+    candidates = await read_candidates(connection, found.model_id, plan)
+    if len(candidates.able) < count:
+        seen: list[Event] = [candidates.event(now_ms)]
+        return await record.commit(
+            connection, round_id, position, seen, fencing_token=fencing_token
+        )
+    base = await models.get_model_version(connection, found.model_id, parameters.base_version)
+    size = min(len(candidates.able), parameters.wanted_clients)
+    drawn = sample_roster(candidates.able, size, parts.random)
+    # In a thread: thousands of entries are encoded and hashed.
+    fixed = await asyncio.to_thread(
+        lambda: fix_roster(
+            [candidates.able[client] for client in drawn],
+            parameters=parameters,
+            plan=plan,
+            base=base,
+            encryption_key=encryption_key,
+            mesh_id=parts.keyring.mesh_id,
+            now_ms=now_ms,
+            sign=parts.keyring.sign_statement,
+        )
+    )
+    await roster.insert_roster(connection, fixed.entries)
+    await ledger.place_holds(
+        connection,
+        [
+            ledger.Hold(
+                round_id,
+                hold.attempt,
+                ClientId(hold.client),
+                found.model_id,
+                hold_payload(hold),
+            )
+            for hold in fixed.holds
+        ],
+    )
+    event = RosterFixed(
+        at_ms=now_ms,
+        roster=drawn,
+        config_digest=fixed.config_digest.hex(),
+        deadline_ms=fixed.deadline_ms,
+    )
+    return await record.commit(
+        connection,
+        round_id,
+        position,
+        [event],
+        fencing_token=fencing_token,
+        config=SignedConfig(codec.encode_statement(fixed.configuration), fixed.config_digest),
+    )
