@@ -1,7 +1,7 @@
 """A broker with several desks: each desk is a client of its own, all in one process.
 
-Run `boltz-mesh up` somewhere, apply a plan for a model with one tensor `coef` of shape [12], and hand
-each desk a join string (`boltz-mesh clients token`), one a line on standard input:
+Run `boltz-mesh up` somewhere, apply a plan for a model with one tensor `coef` of shape [12], and
+hand each desk a join string (`boltz-mesh clients token`), one a line on standard input:
 
     python broker.py volatility --stores ./desks < joins.txt
 

@@ -6,224 +6,37 @@ Nothing of `boltz_client` decides anything here; only its typed wrapper of a cal
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any
 
-import grpc
 import numpy as np
 import numpy.typing as npt
-import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 
 from boltz_client.connection import Duplex
 from boltz_client.keystore import certificate_request
 from boltz_mesh.services.clock import system_clock
-from boltz_protocol import codec, limits
+from boltz_protocol import codec
 from boltz_protocol import messages as m
 from boltz_protocol.certificates import load_certificate, pem_chain
 from boltz_protocol.context import UpdateContext
 from boltz_protocol.envelope import seal_update
-from boltz_protocol.errors import MeshError
 from boltz_protocol.ids import ClientId, ModelId, new_session_id
 from boltz_protocol.join import parse_join_string
 from boltz_protocol.keys import generate_rsa_key, load_rsa_public_key
-from boltz_protocol.model_file import encode_model
 from boltz_protocol.sealing import round_encoding, update_context, update_layout
 from boltz_protocol.statement import Statement, digest, sign_rsa_pss
-from boltz_protocol.status import from_rpc_error
 from boltz_protocol.update import LocalDelta, clip, encode, open_update, weigh
 from boltz_protocol.v1 import aggregator_pb2 as agg
-from boltz_protocol.v1 import model_store_pb2 as store
 from boltz_protocol.v1 import registry_pb2 as reg
+from tests.support.calls import answered, typed
 from tests.support.mesh import Identity, Mesh, Stubs
-
-T = TypeVar("T")
-Vector = npt.NDArray[np.float32]
-
-PLAN = """\
-model = "{model}"
-clip_norm = {clip_norm}
-privacy = "{privacy}"
-noise_multiplier = {noise}
-promotion = "{promotion}"
-{top}
-[cohort]
-min = {min}
-target = {target}
-max = {max}
-over_selection = {over_selection}
-[deadlines]
-selecting = "{selecting}"
-collecting = "{collecting}"
-[[tensors]]
-name = "weights"
-shape = [{size}]
-{tables}
-"""
-LOSS = '[[lanes]]\nname = "loss"\nscale = 0.01\n'
-
-
-def plan_toml(model: str, **changes: object) -> str:
-    """A plan of one tensor, without noise unless it is asked for."""
-    settings: dict[str, object] = {
-        "clip_norm": 1.0,
-        "privacy": "none",
-        "noise": 0.0,
-        "promotion": "automatic",
-        "top": "",
-        "min": 2,
-        "target": 3,
-        "max": 6,
-        "over_selection": 1.0,
-        "selecting": "30s",
-        "collecting": "30s",
-        "size": 8,
-        "tables": "",
-    }
-    return PLAN.format(model=model, **(settings | changes))
-
-
-def tensors(size: int) -> tuple[m.TensorSpec, ...]:
-    """The tensors of `plan_toml`."""
-    return (m.TensorSpec("weights", (size,), m.Dtype.FLOAT32),)
-
-
-@contextlib.contextmanager
-def typed() -> Any:
-    """Errors of calls leave as the typed errors that the server sent."""
-    try:
-        yield
-    except grpc.RpcError as error:
-        raise from_rpc_error(error) from error
-
-
-async def answered(call: Awaitable[T]) -> T:
-    with typed():
-        return await asyncio.wait_for(call, 30)
-
-
-@dataclass(slots=True)
-class Refusal:
-    """What `refused` caught."""
-
-    error: MeshError | None = None
-
-    @property
-    def metadata(self) -> dict[str, str]:
-        assert self.error is not None
-        return self.error.metadata
-
-
-@contextlib.contextmanager
-def refused(kind: type[MeshError], match: str | None = None) -> Any:
-    """Expect this typed error, sent by the server under its own gRPC code."""
-    caught = Refusal()
-    with pytest.raises(kind, match=match) as raised, typed():
-        yield caught
-    error = raised.value
-    assert type(error) is kind, f"{error!r} is not exactly {kind.__name__}"
-    assert error.metadata["grpc_code"] == kind.status
-    caught.error = error
-
-
-# --- models -------------------------------------------------------------------------------------
-
-
-def publish_requests(
-    model: str,
-    content: bytes,
-    *,
-    chunk_bytes: int = limits.MODEL_CHUNK_BYTES,
-    header: dict[str, Any] | None = None,
-    promote: bool = True,
-) -> list[store.PublishRequest]:
-    """A whole Publish, in order."""
-    fields: dict[str, Any] = {
-        "model_id": model,
-        "sha256": hashlib.sha256(content).digest(),
-        "size_bytes": len(content),
-        "promote": promote,
-    }
-    requests = [store.PublishRequest(header=store.PublishHeader(**(fields | (header or {}))))]
-    for offset in range(0, len(content), chunk_bytes):
-        chunk = store.ModelChunk(offset=offset, data=content[offset : offset + chunk_bytes])
-        requests.append(store.PublishRequest(chunk=chunk))
-    return requests
-
-
-async def publish(stubs: Stubs, requests: Iterable[store.PublishRequest]) -> store.ModelVersion:
-    async def sent() -> AsyncIterator[store.PublishRequest]:
-        for request in requests:
-            yield request
-
-    return (await answered(stubs.models.Publish(sent()))).version
-
-
-async def declare(mesh: Mesh, model: str, start: Vector | None = None, **plan: object) -> ModelId:
-    """Apply a plan; publish and promote its first version."""
-    vector = np.zeros(8, np.float32) if start is None else start
-    text = plan_toml(model, **({"size": vector.size} | plan))
-    await answered(mesh.operator.aggregator.ApplyPlan(agg.ApplyPlanRequest(plan_toml=text)))
-    content = encode_model(tensors(vector.size), vector)
-    await publish(mesh.operator, publish_requests(model, content))
-    return ModelId(model)
-
-
-PullCall = Duplex[store.PullRequest, store.PullResponse]
-
-
-@dataclass(slots=True)
-class Pulled:
-    """What a pull brought: the version, and bytes from `offset` on."""
-
-    version: store.ModelVersion
-    offset: int
-    data: bytearray = field(default_factory=bytearray)
-
-
-async def pull(
-    stubs: Stubs,
-    model: str,
-    *,
-    version: int = 0,
-    offset: int = 0,
-    credits: int = 16,
-    stop_after: int | None = None,
-) -> Pulled:
-    """Pull to the end, giving back each credit; or cancel after so many chunks."""
-    call = PullCall(stubs.models.Pull, ())
-    opening = store.PullOpen(model_id=model, version=version, offset=offset, credits=credits)
-    await call.write(store.PullRequest(open=opening))
-    first = await call.read()
-    assert first is not None
-    assert first.WhichOneof("message") == "header"
-    pulled = Pulled(first.header.version, offset)
-    manifest = store.ModelManifest.FromString(pulled.version.manifest.payload)
-    taken, granted = 0, credits
-    while (left := manifest.size_bytes - offset - len(pulled.data)) > 0:
-        if stop_after is not None and taken >= stop_after:
-            call.cancel()
-            return pulled
-        response = await call.read()
-        assert response is not None
-        assert response.chunk.offset == offset + len(pulled.data)
-        pulled.data += response.chunk.data
-        taken += 1
-        left -= len(response.chunk.data)
-        # Only where the server cannot have sent everything: a write to a call that the server has
-        # ended can replace its status.
-        if left > (granted - taken) * limits.MODEL_CHUNK_BYTES:
-            granted += 1
-            await call.write(store.PullRequest(credit=store.PullCredit(chunks=1)))
-    assert await call.read() is None
-    return pulled
-
+from tests.support.models import Vector
 
 # --- clients ------------------------------------------------------------------------------------
 

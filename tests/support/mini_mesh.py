@@ -34,7 +34,7 @@ from boltz_protocol.keys import public_key_der, public_key_id
 from boltz_protocol.model_file import Vector, encode_model, read_vector
 from boltz_protocol.sealing import round_encoding, update_context, update_layout
 from boltz_protocol.statement import Statement, digest, sign_ed25519
-from boltz_protocol.v1 import aggregator_pb2
+from boltz_protocol.v1 import aggregator_pb2, model_store_pb2
 from tests.support.keys import vector_rsa_key
 
 MESH = "mini"
@@ -51,6 +51,8 @@ class Faults:
         cut_pulls: the same for pulls.
         refuse_uploads: errors instead of the first answer.
         refuse_participate: errors instead of a welcome.
+        pull_script, upload_script: said instead of what is right, then the call ends in order.
+        push_script: said instead of a welcome.
         pending: enrolments that are told to wait first.
         mangle_offer: changes an offer before it is sent.
         mangle_model: changes a model's bytes as they are sent.
@@ -61,6 +63,9 @@ class Faults:
     cut_pulls: list[int] = field(default_factory=list)
     refuse_uploads: list[MeshError] = field(default_factory=list)
     refuse_participate: list[MeshError] = field(default_factory=list)
+    pull_script: list[model_store_pb2.PullResponse] | None = None
+    upload_script: list[aggregator_pb2.SubmitUpdateResponse] | None = None
+    push_script: list[aggregator_pb2.ParticipateResponse] = field(default_factory=list)
     pending: int = 0
     lose_enrol_replies: int = 0
     mangle_offer: Callable[[m.RoundOffer], m.RoundOffer] = lambda offer: offer

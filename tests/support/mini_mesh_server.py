@@ -82,6 +82,8 @@ class _Calls:
         self._check_in(client_id, first, outbox)
         reader = asyncio.create_task(self._read(client_id, requests, outbox))
         try:
+            while self.mesh.faults.push_script:
+                yield self.mesh.faults.push_script.pop(0)
             welcome = m.Welcome(self.mesh.clock.now_ms(), m.PROTOCOL_VERSION)
             yield aggregator_pb2.ParticipateResponse(welcome=codec.welcome_to_proto(welcome))
             await self.mesh.tell_all()
@@ -142,6 +144,10 @@ class _Calls:
         await self.mesh.tell_all()
         if self.mesh.faults.refuse_uploads:
             raise self.mesh.faults.refuse_uploads.pop(0)
+        if self.mesh.faults.upload_script is not None:
+            for answer in self.mesh.faults.upload_script:
+                yield answer
+            return
         cut_after = self.mesh.faults.cut_uploads.pop(0) if self.mesh.faults.cut_uploads else None
         statement = codec.statement_from_proto((await anext(requests)).manifest)
         payload = verify(
@@ -201,6 +207,10 @@ class _Calls:
         self, requests: AsyncIterator[model_store_pb2.PullRequest]
     ) -> AsyncIterator[model_store_pb2.PullResponse]:
         opened = (await anext(requests)).open
+        if self.mesh.faults.pull_script is not None:
+            for response in self.mesh.faults.pull_script:
+                yield response
+            return
         version = opened.version or len(self.mesh.models)
         if opened.model_id != MODEL or version not in self.mesh.models:
             raise NotFound(f"no version {version} of {opened.model_id}")

@@ -87,6 +87,8 @@ MAX_PHASE_MS: Final = 12 * 3600 * 1000
 SERVER_KEY_LIFETIME_MS: Final = 24 * 3600 * 1000
 #: A signed statement of a client is refused when its time is further off than this.
 MAX_CLOCK_SKEW_MS: Final = 5 * 60 * 1000
+#: Content keys of arriving updates that a server keeps unwrapped: rounds of a few thousand clients.
+MAX_UNWRAPPED_KEYS: Final = 4096
 #: Conditional stochastic rounding: the chance to need another draw is at most exp(-1/2) (Kairouz et
 #: al. 2021, section 4), so 64 draws fail with probability exp(-32), about 1e-14.
 MAX_ROUNDING_DRAWS: Final = 64

@@ -162,7 +162,7 @@ class Work:
                 raise NotFound("an update or its key is gone")
             async with turn:
                 content_key = await self._parts.keyring.unwrap_content_key(
-                    row.key_id, row.wrapped_content_key
+                    row.round_id, row.key_id, row.wrapped_content_key
                 )
             context = update_context(
                 configuration,

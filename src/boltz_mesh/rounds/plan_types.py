@@ -89,11 +89,6 @@ class Cohort(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         ),
     ] = 1.3
 
-    @property
-    def selected(self) -> int:
-        """Clients to select when enough of them checked in."""
-        return min(self.max, math.ceil(self.target * self.over_selection))
-
 
 _Phase = Meta(ge=100, le=limits.MAX_PHASE_MS, examples=["30s"])
 

@@ -10,10 +10,11 @@ from boltz_mesh.services.participation import Incoming, Participation
 from boltz_mesh.services.plans import Plans
 from boltz_mesh.services.privacy import read_budget
 from boltz_mesh.services.rounds import Rounds
-from boltz_mesh.services.uploads import Progress, UploadChunk, Uploads
+from boltz_mesh.services.uploads import Progress, Uploads
 from boltz_mesh.storage.postgres import Database
 from boltz_protocol import codec
 from boltz_protocol import messages as m
+from boltz_protocol.chunk_wire import WireChunk
 from boltz_protocol.errors import MalformedMessage, PermissionDenied
 from boltz_protocol.ids import ClientId, parse_client_id, parse_model_id, parse_round_id
 from boltz_protocol.names import Role
@@ -74,15 +75,24 @@ class AggregatorService(aggregator_pb2_grpc.AggregatorServicer):
         self, request_iterator: AsyncIterator[pb.SubmitUpdateRequest], context: Context
     ) -> AsyncIterator[pb.SubmitUpdateResponse]:
         """See the contract."""
-        first = await anext(aiter(request_iterator), None)
-        if first is None or first.WhichOneof("message") != "manifest":
+        # The guard hands over chunks in the usual form as they stand on the wire.
+        requests: AsyncIterator[pb.SubmitUpdateRequest | WireChunk] = aiter(request_iterator)
+        first = await anext(requests, None)
+        if (
+            first is None
+            or isinstance(first, WireChunk)
+            or first.WhichOneof("message") != "manifest"
+        ):
             raise MalformedMessage("a SubmitUpdate stream starts with a manifest")
 
-        async def chunks() -> AsyncIterator[UploadChunk]:
-            async for request in request_iterator:
-                if request.WhichOneof("message") != "chunk":
+        async def chunks() -> AsyncIterator[WireChunk]:
+            async for request in requests:
+                if isinstance(request, WireChunk):
+                    yield request
+                elif request.WhichOneof("message") == "chunk":
+                    yield WireChunk(request.chunk.offset, memoryview(request.chunk.data))
+                else:
                     raise MalformedMessage("only chunks may follow the manifest")
-                yield UploadChunk(request.chunk.offset, request.chunk.data)
 
         statement = codec.statement_from_proto(first.manifest)
         async for answer in self._uploads.receive(self._client(context), statement, chunks()):

@@ -161,6 +161,18 @@ class EncryptedReader:
             done += taken
         return done
 
+    def whole_chunk(self, offset: int) -> memoryview | None:
+        """The chunk that starts at `offset`, as a view that the next read overwrites; None where no
+        chunk starts there.
+
+        Raises: DecryptionFailed where the blob was altered.
+        """
+        index, rest = divmod(offset, limits.MODEL_CHUNK_BYTES)
+        if rest or not 0 <= index < self._layout.count:
+            return None
+        self._hold(index)
+        return self._chunk[: self._layout.plain_bytes(index)]
+
     def _hold(self, index: int) -> None:
         if index == self._held:
             return

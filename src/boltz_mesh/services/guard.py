@@ -22,6 +22,7 @@ from opentelemetry.propagate import extract
 from opentelemetry.trace import SpanKind, StatusCode, Tracer
 
 from boltz_mesh.services.access import check_access
+from boltz_protocol.chunk_wire import parse_chunk
 from boltz_protocol.errors import ClientNotActive, MalformedMessage, MeshError, Unauthenticated
 from boltz_protocol.names import Peer, Role, parse_peer_uri
 from boltz_protocol.status import to_grpc_status
@@ -29,6 +30,10 @@ from boltz_protocol.status import to_grpc_status
 _log: Final = logging.getLogger(__name__)
 
 Handler = Callable[..., Any]
+#: Methods whose requests carry chunks.
+_BULK: Final = frozenset(
+    {"/boltz_mesh.v1.Aggregator/SubmitUpdate", "/boltz_mesh.v1.ModelStore/Publish"}
+)
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 #: Raises ClientNotActive or Unauthenticated where a client may not call now.
 CheckClient = Callable[[str], Awaitable[None]]
@@ -153,8 +158,8 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in
         wrapped = self._wrap(method, metadata, inner, read)
         return make(
             wrapped,
-            request_deserializer=_lenient(handler.request_deserializer),
-            response_serializer=handler.response_serializer,
+            request_deserializer=_lenient(handler.request_deserializer, bulk=method in _BULK),
+            response_serializer=_prepared(handler.response_serializer),
         )
 
     def _wrap(
@@ -237,18 +242,28 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in
         await context.abort_with_status(to_grpc_status(error))  # type: ignore[attr-defined]
 
 
-def _lenient(parse: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
-    """Parse, or give `_GARBAGE`: who calls is checked before anything is said about what came."""
+def _lenient(parse: Callable[[bytes], Any] | None, *, bulk: bool) -> Callable[[bytes], Any] | None:
+    """Parse, or give `_GARBAGE`: who calls is checked before anything is said about what came.
+
+    Chunks of `bulk` methods become a WireChunk, without protobuf's copies.
+    """
     if parse is None:
         return None
 
     def parse_or_mark(data: bytes) -> Any:
         try:
-            return parse(data)
+            return (parse_chunk(data) if bulk else None) or parse(data)
         except DecodeError:
             return _GARBAGE
 
     return parse_or_mark
+
+
+def _prepared(serialize: Callable[[Any], bytes] | None) -> Callable[[Any], bytes] | None:
+    """Serialize a response, or send the bytes that a handler made itself (chunks)."""
+    if serialize is None:
+        return None
+    return lambda response: response if isinstance(response, bytes) else serialize(response)
 
 
 def _message(request: Any) -> Any:

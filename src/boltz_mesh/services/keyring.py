@@ -31,7 +31,7 @@ from boltz_protocol.codec import encode_encryption_key, encode_statement, parse_
 from boltz_protocol.context import BlobContext
 from boltz_protocol.envelope import ContentKey, unwrap_as_recipient
 from boltz_protocol.errors import ConfigurationError, MeshError, UnknownKey
-from boltz_protocol.ids import KeyId, parse_key_id
+from boltz_protocol.ids import KeyId, RoundId, parse_key_id
 from boltz_protocol.key_wrap import KeyEncryptionKey, unwrap_secret, wrap_secret
 from boltz_protocol.keys import generate_rsa_key, public_key_der, public_key_id
 from boltz_protocol.messages import EncryptionKey
@@ -95,6 +95,9 @@ class KeyRing:
         self._signing: dict[KeyId, _Signing] = {}
         self._encryption: dict[KeyId, _Encryption] = {}
         self._making = asyncio.Lock()
+        #: Content keys of running rounds: an update is opened when it comes and again when it is
+        #: folded, and the second time should not cost another 2 ms of RSA.
+        self._content_keys: dict[RoundId, dict[bytes, ContentKey]] = {}
 
     def __repr__(self) -> str:
         return f"KeyRing({self.mesh_id!r}, {len(self._encryption)} encryption keys)"
@@ -154,18 +157,30 @@ class KeyRing:
             await self.refresh(needed_until_ms)
         raise UnknownKey(f"no encryption key will be valid at {needed_until_ms}")
 
-    async def unwrap_content_key(self, key_id: KeyId, wrapped: bytes) -> ContentKey:
-        """Unwrap a content key that a client encrypted for the mesh (2 ms, in a thread).
+    async def unwrap_content_key(
+        self, round_id: RoundId, key_id: KeyId, wrapped: bytes
+    ) -> ContentKey:
+        """Unwrap the content key of an update of a round (2 ms the first time, in a thread).
 
         Raises: UnknownKey (never ours, or past its end), DecryptionFailed.
         """
+        known = self._content_keys.get(round_id, {}).get(wrapped)
+        if known is not None:
+            return known
         key = self._encryption.get(key_id)
         if key is None:
             await self.refresh()  # another replica may have made it
             key = self._encryption.get(key_id)
         if key is None or key.not_after_ms <= self._clock():
             raise UnknownKey(f"encryption key {key_id} is not one of this mesh that is valid now")
-        return await asyncio.to_thread(unwrap_as_recipient, wrapped, key.private_key)
+        content_key = await asyncio.to_thread(unwrap_as_recipient, wrapped, key.private_key)
+        if sum(map(len, self._content_keys.values())) < limits.MAX_UNWRAPPED_KEYS:
+            self._content_keys.setdefault(round_id, {})[wrapped] = content_key
+        return content_key
+
+    def forget_round(self, round_id: RoundId) -> None:
+        """Let the content keys of a round go: it has ended."""
+        self._content_keys.pop(round_id, None)
 
     # --- keeping --------------------------------------------------------------------------------
 

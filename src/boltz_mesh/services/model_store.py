@@ -17,12 +17,14 @@ from boltz_mesh.services.guard import Context, caller_of
 from boltz_mesh.services.keyring import KeyRing
 from boltz_mesh.services.paging import decode_token, encode_token, page_size
 from boltz_mesh.services.plans import plan_of
+from boltz_mesh.services.threads import in_thread
 from boltz_mesh.storage import models, plans
 from boltz_mesh.storage.blobs import BlobStore
 from boltz_mesh.storage.models import ModelState, ModelVersion, NewModelVersion, StoredBlob
 from boltz_mesh.storage.postgres import Connection, Database
 from boltz_protocol import codec, limits
 from boltz_protocol import messages as m
+from boltz_protocol.chunk_wire import WireChunk, encode_chunk
 from boltz_protocol.errors import (
     ChunkOutOfOrder,
     DigestMismatch,
@@ -69,7 +71,7 @@ class ModelStoreService(model_store_pb2_grpc.ModelStoreServicer):
         self._clock = clock
 
     async def _run(self, call: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, call)
+        return await in_thread(self._executor, call)
 
     # --- in -------------------------------------------------------------------------------------
 
@@ -78,8 +80,10 @@ class ModelStoreService(model_store_pb2_grpc.ModelStoreServicer):
     ) -> pb.PublishResponse:
         """See the contract."""
         by = caller_of(context, self._keyring.mesh_id).name
-        first = await anext(aiter(request_iterator), None)
-        if first is None or first.WhichOneof("message") != "header":
+        # The guard hands over chunks in the usual form as they stand on the wire.
+        requests: AsyncIterator[pb.PublishRequest | WireChunk] = aiter(request_iterator)
+        first = await anext(requests, None)
+        if first is None or isinstance(first, WireChunk) or first.WhichOneof("message") != "header":
             raise MalformedMessage("a Publish stream starts with a header")
         header = first.header
         model_id = parse_model_id(header.model_id)
@@ -95,10 +99,8 @@ class ModelStoreService(model_store_pb2_grpc.ModelStoreServicer):
             )
         )
         with writer:
-            async for request in request_iterator:
-                if request.WhichOneof("message") != "chunk":
-                    raise MalformedMessage("only chunks may follow the header")
-                chunk = request.chunk
+            async for request in requests:
+                chunk = _chunk_of(request)
                 _check_chunk(chunk, writer.offset, layout)
                 await self._run(lambda chunk=chunk: _take(chunk, writer, layout))  # type: ignore[misc]
             if writer.offset != layout.size_bytes:
@@ -201,10 +203,10 @@ class ModelStoreService(model_store_pb2_grpc.ModelStoreServicer):
 
     # --- out ------------------------------------------------------------------------------------
 
-    async def Pull(
+    async def Pull(  # type: ignore[override]  # the guard sends bytes as they are
         self, request_iterator: AsyncIterator[pb.PullRequest], context: Context
-    ) -> AsyncIterator[pb.PullResponse]:
-        """See the contract."""
+    ) -> AsyncIterator[pb.PullResponse | bytes]:
+        """See the contract. Chunks are yielded as the bytes that go on the wire."""
         requests = aiter(request_iterator)
         first = await anext(requests, None)
         if first is None or first.WhichOneof("message") != "open":
@@ -223,11 +225,10 @@ class ModelStoreService(model_store_pb2_grpc.ModelStoreServicer):
             return
         if found.size_bytes - offset <= limits.MODEL_CHUNK_BYTES:
             # The first credit is enough: one thread hand-over, no task that waits for more.
-            data = await self._run(lambda: self._read_rest(found, offset))
-            yield pb.PullResponse(chunk=pb.ModelChunk(offset=offset, data=data))
+            yield await self._run(lambda: self._read_rest(found, offset))
             return
         async for chunk in self._read_chunks(found, offset, credits, requests):
-            yield pb.PullResponse(chunk=chunk)
+            yield chunk
 
     async def _read_chunks(
         self,
@@ -235,15 +236,14 @@ class ModelStoreService(model_store_pb2_grpc.ModelStoreServicer):
         offset: int,
         credits: _Credits,
         requests: AsyncIterator[pb.PullRequest],
-    ) -> AsyncIterator[pb.ModelChunk]:
+    ) -> AsyncIterator[bytes]:
         reader = await self._run(lambda: self._reader(found))
         adding = asyncio.create_task(credits.add_from(requests))
         try:
             while offset < found.size_bytes:
                 await credits.spend(adding)
                 size = min(limits.MODEL_CHUNK_BYTES, found.size_bytes - offset)
-                data = await self._run(lambda at=offset, n=size: _read(reader, at, n))  # type: ignore[misc]
-                yield pb.ModelChunk(offset=offset, data=data)
+                yield await self._run(lambda at=offset, n=size: _read(reader, at, n))  # type: ignore[misc]
                 offset += size
         finally:
             adding.cancel()
@@ -379,10 +379,21 @@ def _version_in(token: str) -> int:
 
 
 def _read(reader: EncryptedReader, offset: int, size: int) -> bytes:
-    # A bytes object of its own: gRPC may hold it after the next chunk is read.
+    """A chunk of a file as it goes on the wire."""
+    aligned = reader.whole_chunk(offset)
+    if aligned is not None and len(aligned) == size:
+        return encode_chunk(offset, aligned)
     buffer = bytearray(size)
     reader.read_into(buffer, offset)
-    return bytes(buffer)
+    return encode_chunk(offset, buffer)
+
+
+def _chunk_of(request: pb.PublishRequest | WireChunk) -> WireChunk:
+    if isinstance(request, WireChunk):
+        return request
+    if request.WhichOneof("message") != "chunk":
+        raise MalformedMessage("only chunks may follow the header")
+    return WireChunk(request.chunk.offset, memoryview(request.chunk.data))
 
 
 def _check_header(header: pb.PublishHeader, layout: Layout) -> None:
@@ -396,7 +407,7 @@ def _check_header(header: pb.PublishHeader, layout: Layout) -> None:
         )
 
 
-def _check_chunk(chunk: pb.ModelChunk, offset: int, layout: Layout) -> None:
+def _check_chunk(chunk: WireChunk, offset: int, layout: Layout) -> None:
     size = len(chunk.data)
     if size > limits.MODEL_CHUNK_BYTES:
         raise LimitExceeded(f"a chunk of {size} bytes; the cap is {limits.MODEL_CHUNK_BYTES}")
@@ -409,9 +420,9 @@ def _check_chunk(chunk: pb.ModelChunk, offset: int, layout: Layout) -> None:
         raise MalformedMessage(f"a chunk of {size} bytes cuts a number in two; send whole ones")
 
 
-def _take(chunk: pb.ModelChunk, writer: EncryptedWriter, layout: Layout) -> None:
+def _take(chunk: WireChunk, writer: EncryptedWriter, layout: Layout) -> None:
     """Check that the bytes are the canonical header or finite numbers, and write them."""
-    data = memoryview(chunk.data)
+    data = chunk.data
     start, end = writer.offset, writer.offset + len(data)
     in_header = min(end, layout.data_offset)
     if start < in_header and data[: in_header - start] != layout.header[start:in_header]:

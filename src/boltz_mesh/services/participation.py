@@ -73,6 +73,7 @@ class Participation:
         with self._subscriptions.open(
             client_id, check_in.model_id, check_in.session_id
         ) as subscription:
+            subscription.check_in = check_in
             reader = asyncio.create_task(self._read(subscription, incoming))
             try:
                 yield self._welcome()
@@ -94,20 +95,21 @@ class Participation:
                     case m.RoundDecline():
                         await self._decline(subscription, message)
                     case _:
-                        renewed = await self._check_in(subscription.client_id, message)
-                        if (renewed.model_id, renewed.session_id) != (
-                            subscription.model_id,
-                            subscription.session_id,
-                        ):
-                            raise MalformedMessage("one stream serves one model and one session")
+                        subscription.check_in = await self._check_in(
+                            subscription.client_id, message, subscription
+                        )
         except Exception as error:
             # The stream's own coroutine raises it, so that it leaves as the stream's status.
             subscription.close(error)
         else:
             subscription.close()
 
-    async def _check_in(self, client_id: ClientId, statement: Statement) -> m.CheckIn:
-        async def body(connection: Connection) -> m.CheckIn:
+    async def _check_in(
+        self, client_id: ClientId, statement: Statement, stream: Subscription | None = None
+    ) -> check_ins.CheckIn:
+        """Verify and record a check-in; a later one must be for what its stream is for."""
+
+        async def body(connection: Connection) -> check_ins.CheckIn:
             client = await clients.get_client(connection, client_id)
             payload = verify(
                 statement,
@@ -117,26 +119,28 @@ class Participation:
             )
             check_in = codec.parse_check_in(payload)
             self._validate(check_in, client_id)
+            if stream is not None and (check_in.model_id, check_in.session_id) != (
+                stream.model_id,
+                stream.session_id,
+            ):
+                raise MalformedMessage("one stream serves one model and one session")
             await plans.get_plan(connection, check_in.model_id)
-            replaced = await check_ins.put_check_in(
-                connection,
-                check_ins.CheckIn(
-                    client_id=client_id,
-                    model_id=check_in.model_id,
-                    session_id=check_in.session_id,
-                    replica_id=self._replica_id,
-                    sample_bucket=check_in.sample_bucket,
-                    quality_bucket=check_in.quality_bucket,
-                    region=check_in.region,
-                    protocol_min=check_in.protocol.oldest,
-                    protocol_max=check_in.protocol.newest,
-                    statement=codec.encode_statement(statement),
-                    at_ms=check_in.at_ms,
-                ),
+            row = check_ins.CheckIn(
+                client_id=client_id,
+                model_id=check_in.model_id,
+                session_id=check_in.session_id,
+                replica_id=self._replica_id,
+                sample_bucket=check_in.sample_bucket,
+                quality_bucket=check_in.quality_bucket,
+                region=check_in.region,
+                protocol_min=check_in.protocol.oldest,
+                protocol_max=check_in.protocol.newest,
+                statement=codec.encode_statement(statement),
+                at_ms=check_in.at_ms,
             )
-            if replaced is not None:
+            if await check_ins.put_check_in(connection, row) is not None:
                 await self._report_superseded(connection, client_id, check_in)
-            return check_in
+            return row
 
         return await self._database.run_tx("check_in", body)
 
@@ -215,11 +219,22 @@ class Participation:
         with listener.subscribe(Channel.ROUND_CHANGED) as wakeups:
             async for wakeup in wakeups:
                 if wakeup.resync:
-                    for model_id in self._subscriptions.models():
-                        for subscription in self._subscriptions.of_model(model_id):
-                            await self._catch_up(subscription)
+                    await self._resync()
                 for round_id in wakeup.payloads:
                     await self._round_changed(RoundId(round_id))
+
+    async def _resync(self) -> None:
+        """After an outage: others may have taken this replica for dead, and rounds went on."""
+        for model_id in self._subscriptions.models():
+            for subscription in self._subscriptions.of_model(model_id):
+                row = subscription.check_in
+                if row is not None:
+
+                    async def body(connection: Connection, row: check_ins.CheckIn = row) -> None:
+                        await check_ins.put_check_in(connection, row)
+
+                    await self._database.run_tx("check_in_again", body)
+                await self._catch_up(subscription)
 
     async def _catch_up(self, subscription: Subscription) -> None:
         async def body(connection: Connection) -> rounds.Round | None:
@@ -240,6 +255,7 @@ class Participation:
         waiting = self._subscriptions.of_model(found.model_id)
         attempt = (found.round_id, found.attempt)
         if found.outcome is not None:
+            self._keyring.forget_round(found.round_id)
             await self._tell_outcome(found, [s for s in waiting if attempt in s.offered])
         elif found.phase == Phase.COLLECTING:
             await self._offer(found, [s for s in waiting if attempt not in s.offered])

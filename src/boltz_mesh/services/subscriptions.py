@@ -7,6 +7,7 @@ from collections import defaultdict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from boltz_mesh.storage.check_ins import CheckIn
 from boltz_protocol import limits
 from boltz_protocol.errors import LimitExceeded, MeshError, Superseded
 from boltz_protocol.ids import ClientId, ModelId, SessionId
@@ -22,6 +23,8 @@ class Subscription:
         self.client_id = client_id
         self.model_id = model_id
         self.session_id = session_id
+        #: The check-in as it was recorded, to record it again after an outage.
+        self.check_in: CheckIn | None = None
         #: (round id, attempt) pairs that were offered on this stream.
         self.offered: set[tuple[str, int]] = set()
         self._waiting: deque[Push] = deque()

@@ -20,12 +20,14 @@ from boltz_mesh.services.announced import Announced, checked_manifest
 from boltz_mesh.services.clock import Clock
 from boltz_mesh.services.incoming import IncomingUpdate
 from boltz_mesh.services.keyring import KeyRing
+from boltz_mesh.services.threads import in_thread, to_its_end
 from boltz_mesh.storage import clients, inbox, roster, rounds, updates
 from boltz_mesh.storage.blobs import BlobRef, BlobStore, PartialBlob
 from boltz_mesh.storage.postgres import Connection, Database
 from boltz_mesh.storage.updates import NewUpdate, Update, UpdateState
 from boltz_protocol import codec, limits
 from boltz_protocol import messages as m
+from boltz_protocol.chunk_wire import WireChunk
 from boltz_protocol.envelope import ChunkLayout, Opener
 from boltz_protocol.errors import (
     ChunkOutOfOrder,
@@ -42,14 +44,6 @@ from boltz_protocol.statement import CLIENT_ALGORITHMS, Statement, verify
 T = TypeVar("T")
 #: Chunks handed to a worker thread at once: enough to hide the hand-over, little to hold.
 _BATCH_CHUNKS: Final = 2
-
-
-@dataclass(frozen=True, slots=True)
-class UploadChunk:
-    """One chunk as it came: offset in the ciphertext, and its bytes."""
-
-    offset: int
-    data: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +74,7 @@ class Uploads:
         self._streams: dict[str, asyncio.Task[object]] = {}
 
     async def receive(
-        self, client_id: ClientId, statement: Statement, chunks: AsyncIterator[UploadChunk]
+        self, client_id: ClientId, statement: Statement, chunks: AsyncIterator[WireChunk]
     ) -> AsyncIterator[Progress | Statement]:
         """Take one upload from its manifest to its receipt.
 
@@ -101,16 +95,15 @@ class Uploads:
             return
         async with self._only_stream(announced.key):
             content_key = await self._keyring.unwrap_content_key(
-                announced.manifest.encryption_key_id, announced.manifest.wrapped_content_key
+                announced.manifest.round_id,
+                announced.manifest.encryption_key_id,
+                announced.manifest.wrapped_content_key,
             )
             opener = Opener(
                 content_key, announced.context, announced.layout, announced.manifest.key_commitment
             )
             incoming = IncomingUpdate(opener, announced.encoding)
-            align = announced.layout.cipher_bytes(0)
-            partial = await self._run(
-                lambda: _resumed(self._blobs, announced.key, align, incoming, announced.layout)
-            )
+            partial = await self._opened(announced, incoming)
             try:
                 yield Progress(incoming.next_offset)
                 async with contextlib.aclosing(
@@ -130,6 +123,19 @@ class Uploads:
             finally:
                 partial.close()
             yield await self._store(announced, ref)
+
+    async def _opened(self, announced: Announced, incoming: IncomingUpdate) -> PartialBlob:
+        align = announced.layout.cipher_bytes(0)
+        opening = asyncio.get_running_loop().run_in_executor(
+            self._executor,
+            lambda: _resumed(self._blobs, announced.key, align, incoming, announced.layout),
+        )
+        try:
+            return await to_its_end(opening)
+        except asyncio.CancelledError:
+            if opening.exception() is None:
+                opening.result().close()
+            raise
 
     # --- before the bytes -----------------------------------------------------------------------
 
@@ -197,14 +203,14 @@ class Uploads:
     # --- the bytes ------------------------------------------------------------------------------
 
     async def _take_chunks(
-        self, chunks: AsyncIterator[UploadChunk], partial: PartialBlob, incoming: IncomingUpdate
+        self, chunks: AsyncIterator[WireChunk], partial: PartialBlob, incoming: IncomingUpdate
     ) -> AsyncGenerator[int, None]:
         """Check and write what comes; one batch is worked on while the next one arrives."""
         working: asyncio.Future[None] | None = None
         expected = incoming.next_offset
         unacknowledged = 0
         try:
-            batch: list[UploadChunk] = []
+            batch: list[WireChunk] = []
             while expected < incoming.size_bytes:
                 chunk = await anext(chunks, None)
                 if chunk is None:
@@ -215,7 +221,7 @@ class Uploads:
                 unacknowledged += 1
                 if len(batch) == _BATCH_CHUNKS or expected >= incoming.size_bytes:
                     if working is not None:
-                        await working
+                        await to_its_end(working)
                     working = self._submit(batch, partial, incoming)
                     batch = []
                     if unacknowledged >= limits.ACK_EVERY_CHUNKS:
@@ -223,7 +229,7 @@ class Uploads:
                         yield incoming.next_offset
             if batch:
                 if working is not None:
-                    await working
+                    await to_its_end(working)
                 working = self._submit(batch, partial, incoming)
             if expected < incoming.size_bytes:
                 raise ChunkOutOfOrder(
@@ -232,16 +238,16 @@ class Uploads:
                 )
         finally:
             if working is not None:
-                await working
+                await to_its_end(working)
 
     def _submit(
-        self, batch: list[UploadChunk], partial: PartialBlob, incoming: IncomingUpdate
+        self, batch: list[WireChunk], partial: PartialBlob, incoming: IncomingUpdate
     ) -> asyncio.Future[None]:
         loop = asyncio.get_running_loop()
         return loop.run_in_executor(self._executor, _take_batch, batch, partial, incoming)
 
     async def _run(self, call: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, call)
+        return await in_thread(self._executor, call)
 
     @contextlib.asynccontextmanager
     async def _only_stream(self, key: str) -> AsyncIterator[None]:
@@ -360,7 +366,7 @@ def _catch_up(partial: PartialBlob, incoming: IncomingUpdate, layout: ChunkLayou
         incoming.take(buffer[:size])
 
 
-def _take_batch(batch: list[UploadChunk], partial: PartialBlob, incoming: IncomingUpdate) -> None:
+def _take_batch(batch: list[WireChunk], partial: PartialBlob, incoming: IncomingUpdate) -> None:
     for chunk in batch:
         # Checked first: what does not authenticate is never written, and may be sent again.
         incoming.take(chunk.data)

@@ -15,20 +15,10 @@ from boltz_protocol.join import parse_join_string
 from boltz_protocol.model_file import encode_model, read_vector
 from boltz_protocol.v1 import aggregator_pb2 as agg
 from tests.integration.cli.running import Cli
-from tests.support.clients import (
-    RawClient,
-    answered,
-    client_key,
-    declare,
-    enrol_request,
-    plan_toml,
-    reached,
-    refused,
-    seal,
-    submit,
-    tensors,
-)
+from tests.support.calls import answered, refused
+from tests.support.clients import RawClient, client_key, enrol_request, reached, seal, submit
 from tests.support.mesh import Mesh
+from tests.support.models import declare, plan_toml, tensors
 
 # --- clients ------------------------------------------------------------------------------------
 

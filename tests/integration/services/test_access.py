@@ -22,15 +22,8 @@ from boltz_mesh.services.identity.authority import Authority, Lifetimes, new_roo
 from boltz_protocol.errors import ApprovalPending
 from boltz_protocol.ids import ClientId, new_client_id
 from boltz_protocol.v1 import registry_pb2 as reg
-from tests.support.clients import (
-    RawClient,
-    answered,
-    client_key,
-    enrol_request,
-    join_token,
-    key_pem,
-    refused,
-)
+from tests.support.calls import answered, refused
+from tests.support.clients import RawClient, client_key, enrol_request, join_token, key_pem
 from tests.support.mesh import Identity, Mesh, expired, with_lifetimes
 from tests.support.reflected import Answer, Method, call, documented_roles, served_methods
 

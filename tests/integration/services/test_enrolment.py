@@ -43,18 +43,11 @@ from boltz_protocol.names import Role
 from boltz_protocol.v1 import common_pb2 as common
 from boltz_protocol.v1 import model_store_pb2 as store
 from boltz_protocol.v1 import registry_pb2 as reg
-from tests.support.clients import (
-    PullCall,
-    RawClient,
-    answered,
-    client_key,
-    declare,
-    enrol_request,
-    join_token,
-    refused,
-)
+from tests.support.calls import answered, refused
+from tests.support.clients import RawClient, client_key, enrol_request, join_token
 from tests.support.keys import short_rsa_key
 from tests.support.mesh import Identity, Mesh, serving
+from tests.support.models import PullCall, declare
 
 
 def enrol(mesh: Mesh, request: reg.EnrollRequest) -> Any:

@@ -8,18 +8,9 @@ import numpy as np
 
 from boltz_protocol import messages as m
 from boltz_protocol.model_file import read_vector
-from tests.support.clients import (
-    LOSS,
-    RawClient,
-    declare,
-    published,
-    pull,
-    seal,
-    start_round,
-    submit,
-    tensors,
-)
+from tests.support.clients import RawClient, published, seal, start_round, submit
 from tests.support.mesh import Mesh
+from tests.support.models import LOSS, declare, pull, tensors
 
 
 async def test_a_round_adds_the_weighted_mean(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from boltz_client import participant as p
@@ -128,6 +128,7 @@ def test_moves_that_cannot_happen_crash(events: list[p.Event]) -> None:
 _KEYS = st.sampled_from([RoundKey(RoundId(f"{i:02x}" * 16), 1 + i % 2) for i in range(100)])
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 5), _KEYS), max_size=400))
 def test_no_round_is_trained_twice_and_memory_is_bounded(moves: list[tuple[int, RoundKey]]) -> None:
     state = ONLINE

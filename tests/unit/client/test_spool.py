@@ -66,7 +66,9 @@ def test_a_second_seal_replaces_a_torn_first(spool: Spool) -> None:
     assert spool.find(samples.ROUND, 1) != seal(spool)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None
+)
 @given(data=st.data())
 def test_a_damaged_file_is_not_there(spool: Spool, data: st.DataObject) -> None:
     sealed = seal(spool)

@@ -187,17 +187,6 @@ def test_a_small_plan_has_documented_defaults() -> None:
 
 
 @pytest.mark.parametrize(
-    ("target", "most", "factor", "selected"),
-    [(4, 8, 1.3, 6), (4, 5, 1.3, 5), (4, 8, 1.0, 4), (1, 8, 1.01, 2)],
-)
-def test_selection_is_over_but_never_above_the_roster(
-    target: int, most: int, factor: float, selected: int
-) -> None:
-    cohort = Cohort(min=1, target=target, max=most, over_selection=factor)
-    assert cohort.selected == selected
-
-
-@pytest.mark.parametrize(
     ("settings", "built"),
     [
         ('name = "fedavg"', FedAvg(learning_rate=1.0)),

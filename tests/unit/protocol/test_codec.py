@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from boltz_protocol import codec, limits
@@ -44,6 +44,7 @@ def test_payloads_come_back_as_they_went(
 
 
 @pytest.mark.parametrize(("encode", "parse", "make"), PAYLOADS, ids=IDS)
+@settings(deadline=None)
 @given(data=st.data())
 def test_damaged_payloads_raise_typed_errors_only(
     encode: Callable[[Any], bytes],

@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 import safetensors.numpy
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from boltz_protocol import limits
@@ -63,6 +63,7 @@ tensor_lists = st.lists(
 ).map(lambda pairs: tuple(TensorSpec(name, tuple(shape)) for name, shape in pairs))
 
 
+@settings(deadline=None)
 @given(tensor_lists)
 def test_what_is_written_reads_back_here_and_in_safetensors(
     tensors: tuple[TensorSpec, ...],
@@ -81,6 +82,7 @@ def test_what_is_written_reads_back_here_and_in_safetensors(
         assert theirs[name].shape == array.shape
 
 
+@settings(deadline=None)
 @given(tensor_lists, st.booleans())
 def test_what_safetensors_writes_reads_here(
     tensors: tuple[TensorSpec, ...], with_metadata: bool
@@ -152,6 +154,7 @@ def test_files_that_are_not_this_model_are_refused(content: bytes, error: type[M
         read_vector(content, TENSORS)
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_damaged_files_raise_typed_errors_only(data: st.DataObject) -> None:
     content = bytearray(_file(GOOD, DATA))

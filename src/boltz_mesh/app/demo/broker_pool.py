@@ -22,6 +22,8 @@ from boltz_mesh.app.demo.messages import (
     Join,
     Joined,
     Left,
+    Measure,
+    Measured,
     Order,
     Setup,
     line_of,
@@ -51,6 +53,8 @@ class BrokerPool:
     desks_each: int
     declines: deque[str] = field(default_factory=lambda: deque(maxlen=MAX_DECLINES))
     counted: dict[str, int] = field(default_factory=dict)
+    _measures: int = 0
+    _wire: dict[int, tuple[int, int]] = field(default_factory=dict)
     _said: set[tuple[str, str]] = field(default_factory=set)
     _news: asyncio.Condition = field(default_factory=asyncio.Condition)
 
@@ -86,6 +90,19 @@ class BrokerPool:
         await self._wait_for(f"left {model_id}", JOIN_TIMEOUT_S)
         return self.counted[model_id]
 
+    async def wire_bytes(self) -> tuple[int, int]:
+        """Bytes that all clients have sent to the mesh and received from it, enrolment left out.
+
+        Raises: Unavailable, ChildEnded.
+        """
+        self._measures += 1
+        number = self._measures
+        self._wire[number] = (0, 0)
+        for child in self.children:
+            await _order(child, Measure(number=number))
+        await self._wait_for(f"measured {number}", JOIN_TIMEOUT_S)
+        return self._wire.pop(number)
+
     async def _watch_one(self, child: Child) -> None:
         while True:
             news = parse_news(await child.line())
@@ -98,6 +115,10 @@ class BrokerPool:
                     case Left(model_id=model_id, counted=counted):
                         self._said.add((child.name, f"left {model_id}"))
                         self.counted[model_id] = self.counted.get(model_id, 0) + counted
+                    case Measured(number=number, sent=sent, received=received):
+                        self._said.add((child.name, f"measured {number}"))
+                        before = self._wire[number]
+                        self._wire[number] = (before[0] + sent, before[1] + received)
                     case Declined():
                         self.declines.append(
                             f"{child.name}, desk {news.desk + 1}, {news.model_id}: {news.why}"

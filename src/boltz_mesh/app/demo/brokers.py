@@ -40,6 +40,8 @@ from boltz_mesh.app.demo.messages import (
     Join,
     Joined,
     Left,
+    Measure,
+    Measured,
     News,
     Order,
     Setup,
@@ -47,6 +49,7 @@ from boltz_mesh.app.demo.messages import (
     parse_order,
 )
 from boltz_mesh.app.demo.settings import Preset, TrainerKind
+from boltz_mesh.app.demo.wire import WireMeter
 from boltz_protocol.errors import MeshError
 from boltz_protocol.join import JoinString, parse_join_string
 
@@ -124,16 +127,21 @@ class BrokerProcess:
             return
         assert isinstance(setup, Setup), "the first order says who the broker is"
         own = await asyncio.to_thread(_prepare, setup)
+        meter: WireMeter | None = None
         async with AsyncExitStack() as stack:
             try:
                 async with asyncio.TaskGroup() as tasks:
                     while (order := await _next(orders)) is not None:
                         match order:
                             case Enrol(join_strings=joins):
-                                await self._enrol(own, joins, stack)
+                                meter = await self._enrol(own, joins, stack)
                                 self._tell(Enrolled())
                             case Join():
                                 tasks.create_task(self._take_part(order))
+                            case Measure(number=number):
+                                assert meter is not None, "only an enrolled broker is measured"
+                                sent, received = meter.read()
+                                self._tell(Measured(number=number, sent=sent, received=received))
                             case Setup():
                                 raise AssertionError("a broker is set up once")
                     # The demo is over, or gone: no round of ours can still count.
@@ -141,7 +149,7 @@ class BrokerProcess:
             except* _Over:
                 pass
 
-    async def _enrol(self, own: _Own, joins: tuple[str, ...], stack: AsyncExitStack) -> None:
+    async def _enrol(self, own: _Own, joins: tuple[str, ...], stack: AsyncExitStack) -> WireMeter:
         assert len(joins) == len(own.keys), "a join string for each desk"
         folder = Path(own.setup.folder)
 
@@ -152,10 +160,13 @@ class BrokerProcess:
             await enroll(joins[desk], _store(folder, desk))
 
         await asyncio.gather(*(one(desk) for desk in range(len(joins))))
+        port = 0
         for desk in range(len(joins)):
             client = await stack.enter_async_context(MeshClient.open(_store(folder, desk)))
             trainer = DeskTrainer(own.broker, desk, own.setup.preset, own.setup.trainer)
             self._desks.append(_Client(client, trainer))
+            port = int(client.store.identity.mesh_address.rpartition(":")[2])
+        return WireMeter(port)
 
     async def _take_part(self, order: Join) -> None:
         """Every desk takes part in the model's rounds; the news say when it begins and ends."""

@@ -41,6 +41,12 @@ class Join(msgspec.Struct, frozen=True, kw_only=True, tag="join"):
     rounds: int
 
 
+class Measure(msgspec.Struct, frozen=True, kw_only=True, tag="measure"):
+    """Tell how many bytes went over the connections to the mesh so far."""
+
+    number: int
+
+
 class Enrolled(msgspec.Struct, frozen=True, kw_only=True, tag="enrolled"):
     """Every desk has its certificate."""
 
@@ -58,6 +64,14 @@ class Left(msgspec.Struct, frozen=True, kw_only=True, tag="left"):
     counted: int
 
 
+class Measured(msgspec.Struct, frozen=True, kw_only=True, tag="measured"):
+    """Answer to `Measure`: bytes of all desks since the broker's start, enrolment left out."""
+
+    number: int
+    sent: int
+    received: int
+
+
 class Declined(msgspec.Struct, frozen=True, kw_only=True, tag="declined"):
     """A desk sits a round out, and why."""
 
@@ -72,8 +86,8 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
     why: str
 
 
-Order = Setup | Enrol | Join
-News = Enrolled | Joined | Left | Declined | Failed
+Order = Setup | Enrol | Join | Measure
+News = Enrolled | Joined | Left | Measured | Declined | Failed
 
 
 def line_of(message: Order | News) -> bytes:

@@ -159,8 +159,9 @@ def _statements(task: DemoTask) -> tuple[str, ...]:
 def _caveats(task: DemoTask) -> tuple[str, ...]:
     sentences = (
         f"{SIDE_BY_SIDE} training runs shared this machine with all the brokers at any time: a "
-        "round's seconds include its waiting for the others. The bytes are those of model files "
-        "and encrypted deltas, without the framing around them.",
+        "round's seconds include its waiting for the others. Bytes are counted by the "
+        "kernel, with TLS, signatures, proofs and check-ins, without enrolment; rounds that run "
+        "side by side share them evenly.",
         f"Intervals: {BOOTSTRAP_SEED} is the seed of their resampling. The noise itself has no "
         "seed that anybody could set: a noise seed is the number of a repetition.",
     )

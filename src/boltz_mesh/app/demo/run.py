@@ -35,7 +35,7 @@ from boltz_mesh.app.demo.options import DemoOptions, DemoTask, task_for
 from boltz_mesh.app.demo.plans import plan_for
 from boltz_mesh.app.demo.report import Report
 from boltz_mesh.app.demo.task import Market, desk_rows, market_of
-from boltz_mesh.app.demo.training import Trained, Training, confirm, join_strings
+from boltz_mesh.app.demo.training import RoundMeter, Trained, Training, confirm, join_strings
 from boltz_protocol.errors import ConfigurationError, MeshError
 from boltz_protocol.status import from_rpc_error
 
@@ -161,7 +161,7 @@ async def _conversation(
                 f"{task.clients} desks enrolled, each with its own key, in {clock.lap():.1f} s"
             )
             with display.rounds(task.rounds):
-                training = Training(mesh, pool, task, market, display.round_done)
+                training = Training(mesh, pool, RoundMeter(pool), task, market, display.round_done)
                 trained = await training.run_all()
             await confirm(mesh, trained.rounds)
             display.say(

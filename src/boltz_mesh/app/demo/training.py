@@ -67,17 +67,58 @@ async def join_strings(mesh: Mesh, count: int) -> list[str]:
     return list(await asyncio.gather(*(one() for _ in range(count))))
 
 
+@dataclass(slots=True)
+class RoundMeter:
+    """Splits the bytes on the wire among the rounds that run.
+
+    Between two readings the rounds that run side by side share evenly; what goes by while none
+    runs (check-ins) goes to the next reading's. So the total is exact, a single round's part fair.
+    """
+
+    pool: BrokerPool
+    _last: tuple[int, int] = (0, 0)
+    _running: dict[str, tuple[float, float]] = field(default_factory=dict)
+    _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def begin(self, model_id: str) -> None:
+        """A round of the model is about to start. Raises: Unavailable, ChildEnded."""
+        async with self._turn:
+            await self._share()
+            self._running[model_id] = (0.0, 0.0)
+
+    async def end(self, model_id: str) -> tuple[int, int]:
+        """The model's round has ended: its bytes up and down. Raises: Unavailable, ChildEnded."""
+        async with self._turn:
+            await self._share()
+            up, down = self._running.pop(model_id)
+            return round(up), round(down)
+
+    async def _share(self) -> None:
+        if not self._running:
+            return
+        up, down = await self.pool.wire_bytes()
+        parts = len(self._running)
+        more_up, more_down = (up - self._last[0]) / parts, (down - self._last[1]) / parts
+        self._last = (up, down)
+        self._running = {
+            model_id: (had_up + more_up, had_down + more_down)
+            for model_id, (had_up, had_down) in self._running.items()
+        }
+
+
 @dataclass(frozen=True, slots=True)
 class Training:
     """The operator's part of a demo.
 
     Attributes:
+        meter: tells the bytes of each round.
         on_round: told of each round when it has ended.
         trained: filled in as rounds end.
     """
 
     mesh: Mesh
     pool: BrokerPool
+    meter: RoundMeter
     task: DemoTask
     market: Market
     on_round: OnRound
@@ -118,6 +159,7 @@ class Training:
 
     async def _round(self, run: TrainingRun, number: int) -> Float32Array:
         """One round and its record; the vector of the version that it made."""
+        await self.meter.begin(run.model_id)
         begun = time.perf_counter()
         state = await _one_round(self.mesh, run.model_id)
         seconds = time.perf_counter() - begun
@@ -129,6 +171,7 @@ class Training:
             )
         kind = self.task.kind
         manifest, vector = await pull_vector(self.mesh, run.model_id, state.new_version, kind)
+        bytes_up, bytes_down = await self.meter.end(run.model_id)
         record = RoundRecord(
             round_id=state.round_id,
             model_id=run.model_id,
@@ -139,9 +182,8 @@ class Training:
             seed=run.seed,
             number=number,
             seconds=seconds,
-            bytes_up=state.bytes_up,
-            # Every client pulls the base model; only this payload is counted, as in `bytes_up`.
-            bytes_down=state.selected * manifest.size_bytes,
+            bytes_up=bytes_up,
+            bytes_down=bytes_down,
             selected=state.selected,
             survivors=state.received,
             test_mse=_error(self.task, self.market, run.origin, vector),
