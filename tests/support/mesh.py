@@ -11,7 +11,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -27,7 +27,8 @@ from boltz_mesh.services.identity.authority import Authority, Credential, Issued
 from boltz_mesh.services.identity.authority_files import open_or_create_authority
 from boltz_mesh.services.registry import Addresses
 from boltz_mesh.storage import security_events
-from boltz_mesh.storage.postgres import Connection, Database
+from boltz_mesh.storage.listen import Listener
+from boltz_mesh.storage.postgres import Channel, Connection, Database
 from boltz_protocol import limits
 from boltz_protocol.v1 import aggregator_pb2_grpc, model_store_pb2_grpc, registry_pb2_grpc
 
@@ -74,6 +75,7 @@ class Mesh:
     data_dir: Path
     addresses: Addresses
     database: Database
+    listener: Listener
     health_port: int | None = None
     _channels: list[grpc.aio.Channel] = field(default_factory=list)
     _operator: Stubs | None = None
@@ -137,6 +139,14 @@ class Mesh:
 
         return await self.database.read("test_fetch", body)
 
+    async def wait(self, channel: Channel, condition: Callable[[], Awaitable[bool]]) -> None:
+        """Until a condition on the tables holds, looked at anew at each notification."""
+        async with asyncio.timeout(30):
+            with self.listener.subscribe(channel) as wakeups:
+                async for _ in wakeups:
+                    if await condition():
+                        return
+
     async def close_channels(self) -> None:
         for channel in self._channels:
             await channel.close(None)
@@ -179,6 +189,16 @@ def configuration(folder: Path, database_url: str, **sections: Mapping[str, obje
 
 
 @contextlib.asynccontextmanager
+async def observed(database_url: str) -> AsyncIterator[tuple[Database, Listener]]:
+    """A look into a mesh's tables, and its notifications, from outside."""
+    async with (
+        await Database.open(database_url) as database,
+        await Listener.open(database_url, replica_id="test-observer") as listener,
+    ):
+        yield database, listener
+
+
+@contextlib.asynccontextmanager
 async def serving(
     folder: Path,
     database_url: str,
@@ -187,8 +207,8 @@ async def serving(
 ) -> AsyncIterator[Mesh]:
     """A server in this process. It must not have failed when the test is over."""
     config = configuration(folder, database_url, **sections)
-    async with running_server(config, clock) as server, await Database.open(database_url) as own:
-        mesh = Mesh(server.mesh_id, folder, server.addresses, own, server.health_port)
+    async with running_server(config, clock) as server, observed(database_url) as (own, listener):
+        mesh = Mesh(server.mesh_id, folder, server.addresses, own, listener, server.health_port)
         failed = asyncio.ensure_future(server.failed)
         try:
             yield mesh
@@ -268,10 +288,12 @@ class MeshProcess:
 
 
 @contextlib.asynccontextmanager
-async def opened(process: MeshProcess, database: Database) -> AsyncIterator[Mesh]:
+async def opened(
+    process: MeshProcess, database: Database, listener: Listener
+) -> AsyncIterator[Mesh]:
     """Start a process and reach it; the process goes on when the context ends."""
     addresses, health_port = await process.start()
-    mesh = Mesh("boltz", process.folder, addresses, database, health_port)
+    mesh = Mesh("boltz", process.folder, addresses, database, listener, health_port)
     try:
         yield mesh
     finally:

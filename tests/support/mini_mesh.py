@@ -39,6 +39,8 @@ from tests.support.keys import vector_rsa_key
 
 MESH = "mini"
 MODEL = ModelId("toy")
+#: What a stream is to say; an error or None ends it.
+Outbox = asyncio.Queue[aggregator_pb2.ParticipateResponse | MeshError | None]
 Context = Any
 
 
@@ -101,7 +103,7 @@ class Round:
 class Stream:
     check_in: m.CheckIn
     statement: Statement
-    outbox: asyncio.Queue[aggregator_pb2.ParticipateResponse | MeshError]
+    outbox: Outbox
 
 
 class MiniMesh:

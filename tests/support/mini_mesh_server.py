@@ -34,7 +34,7 @@ from boltz_protocol.sealing import round_encoding
 from boltz_protocol.statement import CLIENT_ALGORITHMS, digest, verify
 from boltz_protocol.status import to_grpc_status
 from boltz_protocol.v1 import aggregator_pb2, model_store_pb2, registry_pb2
-from tests.support.mini_mesh import MESH, MODEL, MiniMesh, Stream, Update
+from tests.support.mini_mesh import MESH, MODEL, MiniMesh, Outbox, Stream, Update
 
 Context = Any
 
@@ -78,7 +78,7 @@ class _Calls:
         if self.mesh.faults.refuse_participate:
             raise self.mesh.faults.refuse_participate.pop(0)
         first = await anext(requests)
-        outbox: asyncio.Queue[aggregator_pb2.ParticipateResponse | MeshError] = asyncio.Queue()
+        outbox: Outbox = asyncio.Queue()
         self._check_in(client_id, first, outbox)
         reader = asyncio.create_task(self._read(client_id, requests, outbox))
         try:
@@ -88,7 +88,12 @@ class _Calls:
             yield aggregator_pb2.ParticipateResponse(welcome=codec.welcome_to_proto(welcome))
             await self.mesh.tell_all()
             round = self.mesh.round
-            if round is not None and client_id in round.entries:
+            session = self.mesh.streams[client_id].check_in.session_id
+            if (
+                round is not None
+                and client_id in round.entries
+                and round.entries[client_id][1].session_id == session
+            ):
                 if round.ended_with is None:
                     self.mesh.offer(client_id)
                 else:
@@ -96,6 +101,8 @@ class _Calls:
                     self.mesh.tell_outcome(client_id, round.ended_with, counted=counted)
             while True:
                 message = await outbox.get()
+                if message is None:
+                    return
                 if isinstance(message, MeshError):
                     raise message
                 yield message
@@ -109,7 +116,7 @@ class _Calls:
         self,
         client_id: str,
         request: aggregator_pb2.ParticipateRequest,
-        outbox: asyncio.Queue[aggregator_pb2.ParticipateResponse | MeshError],
+        outbox: Outbox,
     ) -> None:
         statement = codec.statement_from_proto(request.check_in)
         payload = verify(
@@ -126,7 +133,7 @@ class _Calls:
         self,
         client_id: str,
         requests: AsyncIterator[aggregator_pb2.ParticipateRequest],
-        outbox: asyncio.Queue[aggregator_pb2.ParticipateResponse | MeshError],
+        outbox: Outbox,
     ) -> None:
         async for request in requests:
             if request.WhichOneof("message") == "check_in":
@@ -136,6 +143,7 @@ class _Calls:
                 if self.mesh.round is not None:
                     self.mesh.round.declined[client_id] = decline.reason
             await self.mesh.tell_all()
+        outbox.put_nowait(None)
 
     async def submit(
         self, client_id: str, requests: AsyncIterator[aggregator_pb2.SubmitUpdateRequest]

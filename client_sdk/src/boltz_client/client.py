@@ -13,11 +13,13 @@ which is made when it is first used.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Final
 
 from opentelemetry.trace import SpanKind
 from tenacity import AsyncRetrying, retry_if_exception, stop_never
@@ -42,6 +44,7 @@ from boltz_protocol import messages as m
 from boltz_protocol.errors import (
     ChunkOutOfOrder,
     MalformedMessage,
+    MeshError,
     RoundClosed,
     StateConflict,
 )
@@ -52,6 +55,8 @@ from boltz_protocol.v1 import (
     aggregator_pb2_grpc,
     registry_pb2,
 )
+
+_log: Final = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +109,7 @@ class MeshClient:
         self._puller = Puller(self._link, self.spool.folder, store.identity.mesh)
         self._spool_ready = False
         self._participations: set[Participation] = set()
+        self._resuming: asyncio.Task[None] | None = None
 
     @classmethod
     @asynccontextmanager
@@ -137,6 +143,9 @@ class MeshClient:
     async def close(self) -> None:
         """Stop taking part, close the connection and the key store."""
         await self.stop()
+        if self._resuming is not None:
+            self._resuming.cancel()
+            await asyncio.gather(self._resuming, return_exceptions=True)
         await self._link.close()
         self._store.close()
 
@@ -207,6 +216,8 @@ class MeshClient:
             ReplayRefused: this machine's clock is off.
         """
         await self._prepare_spool()
+        if self._resuming is None:
+            self._resuming = asyncio.create_task(self._resume())
         participation = Participation(
             self,
             trainer,
@@ -227,6 +238,21 @@ class MeshClient:
             participation.stop()
         for participation in list(self._participations):
             await participation.stopped()
+
+    async def _resume(self) -> None:
+        """Send what an earlier run of this client sealed and got no receipt for.
+
+        The mesh offers a round to the session that checked in for it only, so nobody will ask.
+        """
+        for sealed in await asyncio.to_thread(self.spool.find_all):
+            manifest = sealed.manifest
+            if manifest.client_id != self._client_id or manifest.session_id == self.session_id:
+                continue
+            try:
+                await self.upload(sealed, self.server_time_ms() + limits.MAX_PHASE_MS)
+            except MeshError as error:
+                _log.info("round %s is over for its update: %s", manifest.round_id, error.message)
+            await asyncio.to_thread(self.spool.discard, manifest.round_id, manifest.attempt)
 
     async def verified_configuration(self, offer: m.RoundOffer) -> m.RoundConfiguration:
         """The configuration in an offer, as signed by the mesh; the rest is not looked at.
@@ -307,8 +333,8 @@ class MeshClient:
                             reraise=True,
                         ):
                             with attempt:
-                                stub = self._link.stubs.aggregator
-                                receipt = await upload(stub, sealed, reader, call_metadata())
+                                method = self._link.stubs.submit
+                                receipt = await upload(method, sealed, reader, call_metadata())
             except TimeoutError as error:
                 raise RoundClosed("the deadline came before the receipt") from error
             return await self._checked_receipt(receipt, manifest)

@@ -130,3 +130,16 @@ class Duplex(Generic[_Request, _Response]):
 def is_passing(error: BaseException) -> bool:
     """Whether the same request may succeed later, unchanged."""
     return isinstance(error, Unavailable)
+
+
+async def send_all(call: Duplex[_Request, _Response], outbox: asyncio.Queue[_Request]) -> None:
+    """Write what comes into a queue, for as long as the stream takes it."""
+    while True:
+        request = await outbox.get()
+        try:
+            await call.write(request)
+        except MeshError:
+            # The stream has ended; its reader learns why.
+            return
+        finally:
+            outbox.task_done()

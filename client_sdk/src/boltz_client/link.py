@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import grpc.aio
 from tenacity import AsyncRetrying, retry_if_exception
@@ -14,28 +16,59 @@ from boltz_client.keystore import KeyStore
 from boltz_client.mesh_keys import MeshKeys
 from boltz_client.tracing import call_metadata
 from boltz_protocol import limits
+from boltz_protocol.chunk_wire import WireChunk, parse_chunk
 from boltz_protocol.statement import Statement
 from boltz_protocol.v1 import (
+    aggregator_pb2,
     aggregator_pb2_grpc,
+    model_store_pb2,
     model_store_pb2_grpc,
     registry_pb2,
     registry_pb2_grpc,
 )
 
+#: A bidirectional method of grpc.aio, as `connection.Duplex` takes it.
+BulkMethod = Callable[..., Any]
+
 
 @dataclass(slots=True)
 class Stubs:
-    """The channel and what hangs on it."""
+    """The channel and what hangs on it.
+
+    Attributes:
+        pull, submit: ModelStore.Pull and Aggregator.SubmitUpdate, whose chunks pass without
+            protobuf's copies (`boltz_protocol.chunk_wire`).
+    """
 
     channel: grpc.aio.Channel
     registry: registry_pb2_grpc.RegistryAsyncStub = field(init=False)
     models: model_store_pb2_grpc.ModelStoreAsyncStub = field(init=False)
     aggregator: aggregator_pb2_grpc.AggregatorAsyncStub = field(init=False)
+    pull: BulkMethod = field(init=False)
+    submit: BulkMethod = field(init=False)
 
     def __post_init__(self) -> None:
         self.registry = registry_pb2_grpc.RegistryStub(self.channel)
         self.models = model_store_pb2_grpc.ModelStoreStub(self.channel)
         self.aggregator = aggregator_pb2_grpc.AggregatorStub(self.channel)
+        self.pull = self.channel.stream_stream(
+            "/boltz_mesh.v1.ModelStore/Pull",
+            request_serializer=model_store_pb2.PullRequest.SerializeToString,
+            response_deserializer=_chunk_or_response,
+        )
+        self.submit = self.channel.stream_stream(
+            "/boltz_mesh.v1.Aggregator/SubmitUpdate",
+            request_serializer=_request_or_bytes,
+            response_deserializer=aggregator_pb2.SubmitUpdateResponse.FromString,
+        )
+
+
+def _chunk_or_response(message: bytes) -> WireChunk | model_store_pb2.PullResponse:
+    return parse_chunk(message) or model_store_pb2.PullResponse.FromString(message)
+
+
+def _request_or_bytes(request: aggregator_pb2.SubmitUpdateRequest | bytes) -> bytes:
+    return request if isinstance(request, bytes) else request.SerializeToString()
 
 
 class MeshLink:

@@ -29,9 +29,13 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, replace
+from typing import Final
 
 from boltz_protocol import limits
 from boltz_protocol.ids import RoundId
+
+#: Why a client that stops declines the round it is training for.
+CLIENT_LEFT: Final = "CLIENT_LEFT"
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,8 +255,18 @@ def step(state: Participant, event: Event) -> Step:
         case StreamLost():
             return replace(state, link=Link.OFFLINE), (Reconnect(),)
         case StopRequested():
-            abandon = (Abandon(state.work.key),) if state.work else ()
-            return replace(state, link=Link.STOPPED, work=None), (*abandon, Close())
+            return replace(state, link=Link.STOPPED, work=None), (*_left(state), Close())
+
+
+def _left(state: Participant) -> tuple[Effect, ...]:
+    if state.work is None:
+        return ()
+    abandon = Abandon(state.work.key)
+    # What is sealed can be sent by a later run; what is not never will be, so say so: the round
+    # need not wait for it.
+    if state.link is Link.ONLINE and state.work.stage in (Stage.EXAMINING, Stage.TRAINING):
+        return (SendDecline(state.work.key, CLIENT_LEFT), abandon)
+    return (abandon,)
 
 
 def _offered(state: Participant, key: RoundKey) -> Step:

@@ -72,11 +72,11 @@ class Puller:
 
     async def _pull_once(self, pull: Pull) -> None:
         try:
-            await pull.run(self._link.stubs.models, call_metadata())
+            await pull.run(self._link.stubs.pull, call_metadata())
         except UnknownKey:
             # The mesh has changed its statement key since this client last looked.
             await self._link.learn_keys(fresh=True)
-            await pull.run(self._link.stubs.models, call_metadata())
+            await pull.run(self._link.stubs.pull, call_metadata())
 
     def _model_manifest(self, statement: Statement) -> m.ModelManifest:
         payload = self._link.keys.verify(statement, m.MODEL_MANIFEST, self._link.server_time_ms())

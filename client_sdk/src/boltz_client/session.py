@@ -19,7 +19,8 @@ from tenacity import AsyncRetrying, retry_if_exception, stop_never
 
 from boltz_client import participant as p
 from boltz_client.backoff import Backoff
-from boltz_client.connection import Duplex, is_passing
+from boltz_client.check_in import signed_check_in
+from boltz_client.connection import Duplex, is_passing, send_all
 from boltz_client.models import PulledModel
 from boltz_client.notices import Host, Notice, NoticeKind, Summary
 from boltz_client.offers import check_base
@@ -36,7 +37,7 @@ from boltz_protocol.errors import (
     TrainingFailed,
 )
 from boltz_protocol.ids import ModelId
-from boltz_protocol.statement import Statement, digest, sign_rsa_pss
+from boltz_protocol.statement import Statement, digest
 from boltz_protocol.v1 import aggregator_pb2
 
 ControlStream = Duplex[aggregator_pb2.ParticipateRequest, aggregator_pb2.ParticipateResponse]
@@ -75,6 +76,8 @@ class Participation:
         self._tasks: set[asyncio.Task[None]] = set()
         self._broken: BaseException | None = None
         self._link: asyncio.Task[None] | None = None
+        self._leaving: asyncio.Task[None] | None = None
+        self._call: ControlStream | None = None
         self._stopping = False
         self._done = asyncio.Event()
         self._counts = dict.fromkeys(Summary.__slots__, 0)
@@ -89,7 +92,7 @@ class Participation:
                 await asyncio.wait({self._link})
             if self._broken is not None:
                 raise self._broken
-            if self._link is not None and not self._link.cancelled():
+            if self._link is not None and not self._link.cancelled() and not self._stopping:
                 self._link.result()
             elif not self._stopping:
                 raise asyncio.CancelledError
@@ -100,7 +103,7 @@ class Participation:
                 round.stopped.set()
                 if round.task is not None:
                     round.task.cancel()
-            link = (self._link,) if self._link is not None else ()
+            link = [task for task in (self._link, self._leaving) if task is not None]
             for task in link:
                 task.cancel()
             # Deletions in the spool are let through to their end.
@@ -108,10 +111,26 @@ class Participation:
             self._done.set()
 
     def stop(self) -> None:
-        """End `run`, which returns in order."""
-        self._stopping = True
-        if self._link is not None:
-            self._link.cancel()
+        """End `run`, which returns in order: what the mesh is still to be told goes out first."""
+        if not self._stopping:
+            self._stopping = True
+            self._leaving = asyncio.create_task(self._leave())
+
+    async def _leave(self) -> None:
+        self._handle(p.StopRequested())
+        call, link = self._call, self._link
+        if call is not None and link is not None:
+            # The mesh reads to the end of what was sent and then ends the stream; a stream that
+            # is cancelled may lose its last words.
+            try:
+                async with asyncio.timeout(limits.LEAVE_GRACE_MS / 1000):
+                    await self._outbox.join()
+                    await call.done_writing()
+                    await asyncio.wait({link})
+            except (TimeoutError, MeshError):
+                pass
+        if link is not None:
+            link.cancel()
 
     async def stopped(self) -> None:
         """Wait until `run` has ended."""
@@ -121,7 +140,7 @@ class Participation:
 
     async def _keep_link(self) -> None:
         jitter = secrets.SystemRandom()
-        while True:
+        while not self._stopping:
             # A stream that was welcomed starts the backoff anew, but never hurries: a server that
             # restarts has many clients.
             async for attempt in AsyncRetrying(
@@ -132,6 +151,8 @@ class Participation:
             ):
                 with attempt:
                     await self._one_stream()
+            if self._stopping:
+                return
             await asyncio.sleep(jitter.uniform(0, limits.MIN_RECONNECT_WAIT_MS / 1000))
 
     async def _one_stream(self) -> None:
@@ -143,7 +164,8 @@ class Participation:
         self._check_in = await self._signed_check_in()
         self._outbox = asyncio.Queue()
         call = ControlStream(self._host.aggregator.Participate, call_metadata())
-        sender = asyncio.create_task(_send_all(call, self._outbox))
+        self._call = call
+        sender = asyncio.create_task(send_all(call, self._outbox))
         welcomed = False
         self._handle(p.StreamOpened())
         try:
@@ -155,6 +177,7 @@ class Participation:
             if not (welcomed and is_passing(error)):
                 raise
         finally:
+            self._call = None
             call.cancel()
             sender.cancel()
             await asyncio.gather(sender, return_exceptions=True)
@@ -224,23 +247,10 @@ class Participation:
         return await self._sign_check_in(weights.sample_bucket(samples))
 
     async def _sign_check_in(self, sample_bucket: int) -> Statement:
-        host = self._host
-        assert host.store.client_id is not None
-        check_in = m.CheckIn(
-            mesh_id=host.mesh_id,
-            client_id=host.client_id,
-            session_id=host.session_id,
-            model_id=self._model_id,
-            sample_bucket=sample_bucket,
-            quality_bucket=self._quality_bucket,
-            region=host.region,
-            at_ms=host.server_time_ms(),
+        self._checked_in, statement = await signed_check_in(
+            self._host, self._model_id, sample_bucket, self._quality_bucket
         )
-        self._checked_in = check_in
-        payload = codec.encode_check_in(check_in)
-        return await asyncio.to_thread(
-            sign_rsa_pss, type=m.CHECK_IN, payload=payload, private_key=host.store.private_key
-        )
+        return statement
 
     # --- effects --------------------------------------------------------------------------------
 
@@ -427,15 +437,3 @@ class Participation:
 
 def _nobody(_: Notice) -> None:
     """Takes notices that nobody asked for."""
-
-
-async def _send_all(
-    call: ControlStream, outbox: asyncio.Queue[aggregator_pb2.ParticipateRequest]
-) -> None:
-    while True:
-        request = await outbox.get()
-        try:
-            await call.write(request)
-        except MeshError:
-            # The stream has ended; its reader learns why.
-            return

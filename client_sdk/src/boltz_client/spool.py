@@ -152,6 +152,13 @@ class Spool:
                 return None
         return SealedUpdate(statement, manifest, path)
 
+    def find_all(self) -> list[SealedUpdate]:
+        """Every whole update that is there."""
+        names = [path.name for path in self.folder.iterdir() if _UPDATE_NAME.fullmatch(path.name)]
+        keys = [name.removesuffix(".update").split("-") for name in sorted(names)]
+        found = [self.find(RoundId(round_id), int(attempt)) for round_id, attempt in keys]
+        return [sealed for sealed in found if sealed is not None]
+
     def discard(self, round_id: RoundId, attempt: int) -> None:
         """Delete an update that nobody will ask for any more."""
         self._path(round_id, attempt).unlink(missing_ok=True)

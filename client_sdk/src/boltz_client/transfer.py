@@ -10,13 +10,14 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from boltz_client.connection import Duplex
 from boltz_client.spool import ModelSink, SealedUpdate, UpdateReader
 from boltz_client.tracing import Metadata
 from boltz_protocol import codec, limits
 from boltz_protocol import messages as m
+from boltz_protocol.chunk_wire import WireChunk, encode_chunk
 from boltz_protocol.errors import (
     ChunkOutOfOrder,
     LimitExceeded,
@@ -26,18 +27,14 @@ from boltz_protocol.errors import (
 )
 from boltz_protocol.ids import ModelId
 from boltz_protocol.statement import Statement
-from boltz_protocol.v1 import (
-    aggregator_pb2,
-    aggregator_pb2_grpc,
-    model_store_pb2,
-    model_store_pb2_grpc,
-)
+from boltz_protocol.v1 import aggregator_pb2, model_store_pb2
 
 #: Chunks that the server may send ahead; half of them are given back at a time.
 _CREDITS: Final = 16
 
-PullCall = Duplex[model_store_pb2.PullRequest, model_store_pb2.PullResponse]
-UploadCall = Duplex[aggregator_pb2.SubmitUpdateRequest, aggregator_pb2.SubmitUpdateResponse]
+#: Chunks come and go as they stand on the wire (`link.Stubs`).
+PullCall = Duplex[model_store_pb2.PullRequest, model_store_pb2.PullResponse | WireChunk]
+UploadCall = Duplex[aggregator_pb2.SubmitUpdateRequest | bytes, aggregator_pb2.SubmitUpdateResponse]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,21 +69,19 @@ class Pull:
         if self.sink is not None:
             self.sink.close()
 
-    async def run(self, stub: model_store_pb2_grpc.ModelStoreAsyncStub, metadata: Metadata) -> None:
+    async def run(self, method: Callable[..., Any], metadata: Metadata) -> None:
         """One call: fetch from where the sink stands to the end.
 
         Raises:
             Unavailable: cut off; call again.
             MeshError: anything else that the server, the verification or the bytes said.
         """
-        while not await self._run_from(stub, metadata, self.sink.offset if self.sink else 0):
+        while not await self._run_from(method, metadata, self.sink.offset if self.sink else 0):
             # A file that an earlier run left was found once the header named the model.
             assert self.sink is not None
 
-    async def _run_from(
-        self, stub: model_store_pb2_grpc.ModelStoreAsyncStub, metadata: Metadata, offset: int
-    ) -> bool:
-        call = PullCall(stub.Pull, metadata)
+    async def _run_from(self, method: Callable[..., Any], metadata: Metadata, offset: int) -> bool:
+        call = PullCall(method, metadata)
         try:
             await call.write(
                 model_store_pb2.PullRequest(
@@ -109,10 +104,10 @@ class Pull:
         finally:
             call.cancel()
 
-    async def _take_header(self, response: model_store_pb2.PullResponse | None) -> None:
+    async def _take_header(self, response: model_store_pb2.PullResponse | WireChunk | None) -> None:
         if response is None:
             raise Unavailable("the mesh ended the pull before it began")
-        if response.WhichOneof("message") != "header":
+        if isinstance(response, WireChunk) or response.WhichOneof("message") != "header":
             raise MalformedMessage("a pull did not begin with a header", field="header")
         statement = codec.statement_from_proto(response.header.version.manifest)
         if self.header is not None and self.header.statement == statement:
@@ -139,14 +134,9 @@ class Pull:
             response = await call.read()
             if response is None:
                 raise Unavailable("the mesh ended the pull in the middle of the model")
-            # Bound once: each access to a bytes field copies it.
-            data = response.chunk.data
-            if response.WhichOneof("message") != "chunk" or not data:
-                raise MalformedMessage("a chunk of the model was expected", field="chunk")
-            if response.chunk.offset != sink.offset:
-                raise ChunkOutOfOrder(
-                    f"a chunk at offset {response.chunk.offset}; {sink.offset} was expected"
-                )
+            offset, data = _chunk_of(response)
+            if offset != sink.offset:
+                raise ChunkOutOfOrder(f"a chunk at offset {offset}; {sink.offset} was expected")
             if len(data) > min(limits.MODEL_CHUNK_BYTES, sink.size_bytes - sink.offset):
                 raise LimitExceeded("the mesh sent more of the model than its manifest says")
             if sink.size_bytes <= limits.MAX_UNSPOOLED_MODEL_BYTES:
@@ -160,8 +150,19 @@ class Pull:
                 used = 0
 
 
+def _chunk_of(response: model_store_pb2.PullResponse | WireChunk) -> tuple[int, memoryview]:
+    """Offset and bytes of a chunk. Raises: MalformedMessage for any other answer."""
+    if isinstance(response, WireChunk):
+        return response.offset, response.data
+    # Bound once: each access to a bytes field copies it.
+    data = response.chunk.data
+    if response.WhichOneof("message") != "chunk" or not data:
+        raise MalformedMessage("a chunk of the model was expected", field="chunk")
+    return response.chunk.offset, memoryview(data)
+
+
 async def upload(
-    stub: aggregator_pb2_grpc.AggregatorAsyncStub,
+    method: Callable[..., Any],
     sealed: SealedUpdate,
     reader: UpdateReader,
     metadata: Metadata,
@@ -172,7 +173,7 @@ async def upload(
         Unavailable: cut off; call again.
         MeshError: anything else that the server said.
     """
-    call = UploadCall(stub.SubmitUpdate, metadata)
+    call = UploadCall(method, metadata)
     sender: asyncio.Task[None] | None = None
     try:
         manifest = codec.statement_to_proto(sealed.statement)
@@ -219,11 +220,7 @@ async def _send(call: UploadCall, sealed: SealedUpdate, reader: UpdateReader, st
         for offset in range(start, size_bytes, limits.CHUNK_CIPHER_BYTES):
             # One chunk was written a moment ago and comes from memory; a long file may not.
             data = reader.chunk(offset) if single else await asyncio.to_thread(reader.chunk, offset)
-            await call.write(
-                aggregator_pb2.SubmitUpdateRequest(
-                    chunk=aggregator_pb2.UpdateChunk(offset=offset, data=data)
-                )
-            )
+            await call.write(encode_chunk(offset, data))
         await call.done_writing()
     except MeshError:
         # A call that has ended, or a spool file that lost bytes: let nobody wait on this call.

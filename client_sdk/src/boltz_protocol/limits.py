@@ -123,6 +123,8 @@ CALL_TIMEOUT_MS: Final = 20_000
 MAX_TRANSFER_TRIES: Final = 20
 #: Tries to reach the mesh for an enrolment: a person waits at the other end, and can try again.
 MAX_ENROL_TRIES: Final = 4
+#: How long a client that stops waits for the mesh to read its last words.
+LEAVE_GRACE_MS: Final = 2_000
 #: How long a client waits for the receipt of an update that it has heard was counted.
 RECEIPT_GRACE_MS: Final = 2_000
 #: Rounds that a client remembers as finished, so that a repeated offer starts nothing anew.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 from boltz_mesh.services.guard import Context, caller_of
@@ -62,14 +63,16 @@ class AggregatorService(aggregator_pb2_grpc.AggregatorServicer):
                     case _:
                         raise MalformedMessage("a ParticipateRequest without a message")
 
-        async for answer in self._participation.serve(self._client(context), incoming()):
-            match answer:
-                case m.Welcome():
-                    yield pb.ParticipateResponse(welcome=codec.welcome_to_proto(answer))
-                case m.RoundOffer():
-                    yield pb.ParticipateResponse(offer=codec.offer_to_proto(answer))
-                case m.RoundOutcome():
-                    yield pb.ParticipateResponse(outcome=codec.outcome_to_proto(answer))
+        serving = self._participation.serve(self._client(context), incoming())
+        async with aclosing(serving) as answers:
+            async for answer in answers:
+                match answer:
+                    case m.Welcome():
+                        yield pb.ParticipateResponse(welcome=codec.welcome_to_proto(answer))
+                    case m.RoundOffer():
+                        yield pb.ParticipateResponse(offer=codec.offer_to_proto(answer))
+                    case m.RoundOutcome():
+                        yield pb.ParticipateResponse(outcome=codec.outcome_to_proto(answer))
 
     async def SubmitUpdate(
         self, request_iterator: AsyncIterator[pb.SubmitUpdateRequest], context: Context
@@ -95,12 +98,14 @@ class AggregatorService(aggregator_pb2_grpc.AggregatorServicer):
                     raise MalformedMessage("only chunks may follow the manifest")
 
         statement = codec.statement_from_proto(first.manifest)
-        async for answer in self._uploads.receive(self._client(context), statement, chunks()):
-            if isinstance(answer, Progress):
-                progress = pb.UploadProgress(committed_bytes=answer.committed_bytes)
-                yield pb.SubmitUpdateResponse(progress=progress)
-            else:
-                yield pb.SubmitUpdateResponse(receipt=codec.statement_to_proto(answer))
+        receiving = self._uploads.receive(self._client(context), statement, chunks())
+        async with aclosing(receiving) as answers:
+            async for answer in answers:
+                if isinstance(answer, Progress):
+                    progress = pb.UploadProgress(committed_bytes=answer.committed_bytes)
+                    yield pb.SubmitUpdateResponse(progress=progress)
+                else:
+                    yield pb.SubmitUpdateResponse(receipt=codec.statement_to_proto(answer))
 
     # --- plans ----------------------------------------------------------------------------------
 
@@ -144,8 +149,9 @@ class AggregatorService(aggregator_pb2_grpc.AggregatorServicer):
         self, request: pb.WatchRoundRequest, context: Context
     ) -> AsyncIterator[pb.WatchRoundResponse]:
         """See the contract."""
-        async for state in self._rounds.watch(parse_round_id(request.round_id)):
-            yield pb.WatchRoundResponse(round=state)
+        async with aclosing(self._rounds.watch(parse_round_id(request.round_id))) as states:
+            async for state in states:
+                yield pb.WatchRoundResponse(round=state)
 
     # --- privacy --------------------------------------------------------------------------------
 

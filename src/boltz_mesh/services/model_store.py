@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import Executor
+from contextlib import aclosing
 from typing import Final, TypeVar
 
 import numpy as np
@@ -227,8 +228,9 @@ class ModelStoreService(model_store_pb2_grpc.ModelStoreServicer):
             # The first credit is enough: one thread hand-over, no task that waits for more.
             yield await self._run(lambda: self._read_rest(found, offset))
             return
-        async for chunk in self._read_chunks(found, offset, credits, requests):
-            yield chunk
+        async with aclosing(self._read_chunks(found, offset, credits, requests)) as chunks:
+            async for chunk in chunks:
+                yield chunk
 
     async def _read_chunks(
         self,
@@ -236,7 +238,7 @@ class ModelStoreService(model_store_pb2_grpc.ModelStoreServicer):
         offset: int,
         credits: _Credits,
         requests: AsyncIterator[pb.PullRequest],
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         reader = await self._run(lambda: self._reader(found))
         adding = asyncio.create_task(credits.add_from(requests))
         try:

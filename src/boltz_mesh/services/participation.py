@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Final
 
 from boltz_mesh.rounds.fact import FactKind
@@ -61,7 +61,7 @@ class Participation:
 
     async def serve(
         self, client_id: ClientId, incoming: AsyncIterator[Incoming]
-    ) -> AsyncIterator[m.Welcome | Push]:
+    ) -> AsyncGenerator[m.Welcome | Push, None]:
         """One control stream, from its first check-in to its end.
 
         Raises: the errors that Participate documents.
@@ -69,10 +69,13 @@ class Participation:
         first = await anext(incoming, None)
         if not isinstance(first, Statement):
             raise MalformedMessage("a Participate stream starts with a check-in")
-        check_in = await self._check_in(client_id, first)
+        check_in = await self._verified(client_id, first)
+        # Registered before it is recorded: an older stream of the same session that ends in between
+        # must not check out what this one checks in.
         with self._subscriptions.open(
             client_id, check_in.model_id, check_in.session_id
         ) as subscription:
+            await self._record(check_in)
             subscription.check_in = check_in
             reader = asyncio.create_task(self._read(subscription, incoming))
             try:
@@ -95,54 +98,56 @@ class Participation:
                     case m.RoundDecline():
                         await self._decline(subscription, message)
                     case _:
-                        subscription.check_in = await self._check_in(
-                            subscription.client_id, message, subscription
-                        )
+                        renewed = await self._verified(subscription.client_id, message)
+                        if (renewed.model_id, renewed.session_id) != (
+                            subscription.model_id,
+                            subscription.session_id,
+                        ):
+                            raise MalformedMessage("one stream serves one model and one session")
+                        await self._record(renewed)
+                        subscription.check_in = renewed
         except Exception as error:
             # The stream's own coroutine raises it, so that it leaves as the stream's status.
             subscription.close(error)
         else:
             subscription.close()
 
-    async def _check_in(
-        self, client_id: ClientId, statement: Statement, stream: Subscription | None = None
-    ) -> check_ins.CheckIn:
-        """Verify and record a check-in; a later one must be for what its stream is for."""
+    async def _verified(self, client_id: ClientId, statement: Statement) -> check_ins.CheckIn:
+        """The row of a check-in that is in order; nothing is written yet."""
 
-        async def body(connection: Connection) -> check_ins.CheckIn:
-            client = await clients.get_client(connection, client_id)
-            payload = verify(
-                statement,
-                expected_type=m.CHECK_IN,
-                public_key=load_rsa_public_key(client.public_key_spki),
-                allowed_algorithms=CLIENT_ALGORITHMS,
-            )
-            check_in = codec.parse_check_in(payload)
-            self._validate(check_in, client_id)
-            if stream is not None and (check_in.model_id, check_in.session_id) != (
-                stream.model_id,
-                stream.session_id,
-            ):
-                raise MalformedMessage("one stream serves one model and one session")
-            await plans.get_plan(connection, check_in.model_id)
-            row = check_ins.CheckIn(
-                client_id=client_id,
-                model_id=check_in.model_id,
-                session_id=check_in.session_id,
-                replica_id=self._replica_id,
-                sample_bucket=check_in.sample_bucket,
-                quality_bucket=check_in.quality_bucket,
-                region=check_in.region,
-                protocol_min=check_in.protocol.oldest,
-                protocol_max=check_in.protocol.newest,
-                statement=codec.encode_statement(statement),
-                at_ms=check_in.at_ms,
-            )
+        async def body(connection: Connection) -> clients.Client:
+            return await clients.get_client(connection, client_id)
+
+        client = await self._database.read("check_in_client", body)
+        payload = verify(
+            statement,
+            expected_type=m.CHECK_IN,
+            public_key=load_rsa_public_key(client.public_key_spki),
+            allowed_algorithms=CLIENT_ALGORITHMS,
+        )
+        check_in = codec.parse_check_in(payload)
+        self._validate(check_in, client_id)
+        return check_ins.CheckIn(
+            client_id=client_id,
+            model_id=check_in.model_id,
+            session_id=check_in.session_id,
+            replica_id=self._replica_id,
+            sample_bucket=check_in.sample_bucket,
+            quality_bucket=check_in.quality_bucket,
+            region=check_in.region,
+            protocol_min=check_in.protocol.oldest,
+            protocol_max=check_in.protocol.newest,
+            statement=codec.encode_statement(statement),
+            at_ms=check_in.at_ms,
+        )
+
+    async def _record(self, row: check_ins.CheckIn) -> None:
+        async def body(connection: Connection) -> None:
+            await plans.get_plan(connection, row.model_id)
             if await check_ins.put_check_in(connection, row) is not None:
-                await self._report_superseded(connection, client_id, check_in)
-            return row
+                await self._report_superseded(connection, row)
 
-        return await self._database.run_tx("check_in", body)
+        await self._database.run_tx("check_in", body)
 
     def _validate(self, check_in: m.CheckIn, client_id: ClientId) -> None:
         if check_in.mesh_id != self._keyring.mesh_id or check_in.client_id != client_id:
@@ -160,17 +165,17 @@ class Participation:
                 f"{check_in.protocol.newest}; this server speaks {m.PROTOCOL_VERSION}"
             )
 
-    async def _report_superseded(
-        self, connection: Connection, client_id: ClientId, check_in: m.CheckIn
-    ) -> None:
+    async def _report_superseded(self, connection: Connection, check_in: check_ins.CheckIn) -> None:
         """A restarted client's keys and promises are gone: its old session is a dropout."""
         found = await rounds.find_open_round(connection, check_in.model_id)
         if found is None or found.phase != Phase.COLLECTING:
             return
-        entry = await roster.find_roster_entry(connection, found.round_id, found.attempt, client_id)
+        entry = await roster.find_roster_entry(
+            connection, found.round_id, found.attempt, check_in.client_id
+        )
         if entry is None or entry.session_id == check_in.session_id:
             return
-        await self._put_dropped(connection, found, client_id, "superseded")
+        await self._put_dropped(connection, found, check_in.client_id, "superseded")
 
     async def _put_dropped(
         self, connection: Connection, found: rounds.Round, client_id: ClientId, reason: str
@@ -201,6 +206,9 @@ class Participation:
 
     async def _check_out(self, subscription: Subscription) -> None:
         async def body(connection: Connection) -> None:
+            # Looked at here, when the connection is at hand: nothing comes between.
+            if subscription not in self._subscriptions.of_model(subscription.model_id):
+                return  # a newer stream of the same session checks in over this one
             await check_ins.remove_check_in(
                 connection,
                 subscription.client_id,
@@ -208,8 +216,6 @@ class Participation:
                 subscription.session_id,
             )
 
-        if subscription not in self._subscriptions.of_model(subscription.model_id):
-            return  # a newer stream of the same session checked in over this one
         await self._database.run_tx("check_out", body)
 
     # --- pushes ---------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from boltz_mesh.privacy import accountant
 from boltz_mesh.privacy.budget import rounds_that_fit
 from boltz_mesh.privacy.mechanisms import PrivacyEvent, release_event
@@ -49,6 +51,11 @@ def _answer(
     )
     if plan.budget is None:
         answer.rounds_charged = max((len(events) for events in charged.values()), default=0)
+        # One round without noise and there is no guarantee left, at any delta.
+        if charged:
+            answer.epsilon_spent = answer.epsilon_replace_one = math.inf
+        if charged or held:
+            answer.epsilon_held = math.inf
         return answer
     delta = plan.budget.delta
 

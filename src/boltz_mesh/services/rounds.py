@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 
 from opentelemetry.propagate import inject
 
@@ -144,7 +144,7 @@ class Rounds:
         shown = await self._database.read("list_rounds", body)
         return shown, encode_token(shown[-1].round_id) if len(shown) == size else ""
 
-    async def watch(self, round_id: RoundId) -> AsyncIterator[pb.Round]:
+    async def watch(self, round_id: RoundId) -> AsyncGenerator[pb.Round, None]:
         """The round now and at each change, until it has ended. Raises: NotFound."""
         changed = asyncio.Event()
         self._watchers[round_id].add(changed)

@@ -2,7 +2,8 @@
 
 Order of refusals: who signed, which round, what it was fixed to be, then the bytes. A refused chunk
 leaves everything as it was: the client may resume from the offset that the server holds. A vector
-that decrypts but is too long is refused for good, since its digest is fixed.
+that decrypts but is too long, or is not what its manifest says, is refused for good, since its
+digest is fixed.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from boltz_protocol.errors import (
     NotInRoster,
     RoundClosed,
     StateConflict,
+    Superseded,
 )
 from boltz_protocol.ids import ClientId
 from boltz_protocol.keys import load_rsa_public_key
@@ -75,7 +77,7 @@ class Uploads:
 
     async def receive(
         self, client_id: ClientId, statement: Statement, chunks: AsyncIterator[WireChunk]
-    ) -> AsyncIterator[Progress | Statement]:
+    ) -> AsyncGenerator[Progress | Statement, None]:
         """Take one upload from its manifest to its receipt.
 
         Args:
@@ -88,20 +90,17 @@ class Uploads:
 
         Raises: the errors that SubmitUpdate documents.
         """
-        announced = await self._announced(client_id, statement)
-        row = await self._begin(announced)
-        if row.receipt is not None:
-            yield codec.parse_statement(row.receipt)
-            return
+        announced, known = await self._announced(client_id, statement)
+        if known:
+            row = await self._begin(announced)
+            if row.receipt is not None:
+                yield codec.parse_statement(row.receipt)
+                return
+        # Before the row is made: a key that does not open must not be the one that is kept.
+        opener = await self._opener(announced)
+        if not known:
+            await self._begin(announced)
         async with self._only_stream(announced.key):
-            content_key = await self._keyring.unwrap_content_key(
-                announced.manifest.round_id,
-                announced.manifest.encryption_key_id,
-                announced.manifest.wrapped_content_key,
-            )
-            opener = Opener(
-                content_key, announced.context, announced.layout, announced.manifest.key_commitment
-            )
             incoming = IncomingUpdate(opener, announced.encoding)
             partial = await self._opened(announced, incoming)
             try:
@@ -112,17 +111,22 @@ class Uploads:
                     async for offset in offsets:
                         yield Progress(offset)
                 ref = await self._run(lambda: _finish(partial, incoming, announced.manifest))
-            except NormExceeded:
-                # Its digest is fixed, so nothing better can come for this round.
-                await self._drop(announced, "norm_exceeded")
-                self._blobs.discard_partial(announced.key)
-                raise
-            except DigestMismatch:
+            except (NormExceeded, DigestMismatch) as error:
+                # Its digest is fixed, so nothing better can come for this round: nobody waits.
+                await self._drop(announced, error.reason.lower())
                 self._blobs.discard_partial(announced.key)
                 raise
             finally:
                 partial.close()
             yield await self._store(announced, ref)
+
+    async def _opener(self, announced: Announced) -> Opener:
+        """Unwrap the content key. Raises: UnknownKey, DecryptionFailed."""
+        manifest = announced.manifest
+        content_key = await self._keyring.unwrap_content_key(
+            manifest.round_id, manifest.encryption_key_id, manifest.wrapped_content_key
+        )
+        return Opener(content_key, announced.context, announced.layout, manifest.key_commitment)
 
     async def _opened(self, announced: Announced, incoming: IncomingUpdate) -> PartialBlob:
         align = announced.layout.cipher_bytes(0)
@@ -139,7 +143,9 @@ class Uploads:
 
     # --- before the bytes -----------------------------------------------------------------------
 
-    async def _announced(self, client_id: ClientId, statement: Statement) -> Announced:
+    async def _announced(self, client_id: ClientId, statement: Statement) -> tuple[Announced, bool]:
+        """A manifest that is in order, and whether one came before it."""
+
         async def read_client(connection: Connection) -> clients.Client:
             return await clients.get_client(connection, client_id)
 
@@ -156,19 +162,21 @@ class Uploads:
 
         async def read_round(
             connection: Connection,
-        ) -> tuple[rounds.Round, roster.RosterEntry | None]:
+        ) -> tuple[rounds.Round, roster.RosterEntry | None, bool]:
             found = await rounds.get_round(connection, manifest.round_id)
-            entry = await roster.find_roster_entry(
-                connection, manifest.round_id, manifest.attempt, client_id
-            )
-            return found, entry
+            key = (manifest.round_id, manifest.attempt, client_id)
+            entry = await roster.find_roster_entry(connection, *key)
+            row = await updates.find_update(connection, *key)
+            return found, entry, row is not None
 
-        found, entry = await self._database.read("submit_round", read_round)
+        found, entry, known = await self._database.read("submit_round", read_round)
         if entry is None or found.config_statement is None:
             raise NotInRoster("this client was not selected for this round and attempt")
         if manifest.session_id != entry.session_id:
             raise NotInRoster("the manifest names another session than the one that checked in")
-        return checked_manifest(manifest, statement, found, entry, self._clock())
+        if not known:
+            _check_collecting(found, manifest.attempt)
+        return checked_manifest(manifest, statement, found, entry, self._clock()), known
 
     async def _begin(self, announced: Announced) -> Update:
         manifest = announced.manifest
@@ -251,16 +259,24 @@ class Uploads:
 
     @contextlib.asynccontextmanager
     async def _only_stream(self, key: str) -> AsyncIterator[None]:
-        """End an older stream of the same upload: its client has lost it and come back."""
+        """End an older stream of the same upload: its client has lost it and come back.
+
+        Raises: Superseded in the older one.
+        """
         task = asyncio.current_task()
         assert task is not None
         older = self._streams.get(key)
         self._streams[key] = task
-        if older is not None:
-            older.cancel()
-            await asyncio.wait({older})
         try:
+            if older is not None:
+                older.cancel()
+                await asyncio.wait({older})
             yield
+        except asyncio.CancelledError:
+            if self._streams.get(key) is task:
+                raise
+            task.uncancel()
+            raise Superseded("a newer stream of this upload took this one's place") from None
         finally:
             if self._streams.get(key) is task:
                 del self._streams[key]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from boltz_mesh.rounds.fact import FactKind
 from boltz_mesh.storage.postgres import Connection
 from boltz_mesh.storage.rows import build
 from boltz_protocol.ids import RoundId
@@ -13,7 +14,7 @@ from boltz_protocol.ids import RoundId
 
 @dataclass(frozen=True, slots=True)
 class RoundStats:
-    """Of the round's present attempt."""
+    """Of the round's present attempt. `dropped`: those that left and hold no receipt."""
 
     selected: int
     received: int
@@ -36,10 +37,13 @@ async def count_updates(
         " (SELECT count(*) FROM federated_updates u WHERE u.round_id = a.round_id"
         "   AND u.attempt = a.attempt AND u.receipt IS NOT NULL) AS received,"
         " (SELECT count(DISTINCT i.client_id) FROM round_inbox i WHERE i.round_id = a.round_id"
-        "   AND i.attempt = a.attempt AND i.kind = 'client_dropped') AS dropped,"
+        "   AND i.attempt = a.attempt AND i.kind = $2 AND NOT EXISTS (SELECT FROM"
+        "   federated_updates u WHERE u.round_id = a.round_id AND u.attempt = a.attempt"
+        "   AND u.client_id = i.client_id AND u.receipt IS NOT NULL)) AS dropped,"
         " (SELECT COALESCE(sum(u.size_bytes), 0)::bigint FROM federated_updates u"
         "   WHERE u.round_id = a.round_id AND u.receipt IS NOT NULL) AS bytes_up"
         " FROM federated_aggregations a WHERE a.round_id = ANY($1::text[])",
         list(round_ids),
+        FactKind.CLIENT_DROPPED.value,
     )
     return {RoundId(row["round_id"]): build(RoundStats, row) for row in rows}

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from boltz_mesh.rounds.fact import FactKind
 from boltz_mesh.storage import inbox, roster, round_events, round_stats, rounds, updates
 from boltz_mesh.storage.lease import CoordinatorLease
 from boltz_mesh.storage.listen import Listener
@@ -358,7 +359,7 @@ async def test_counts_of_a_round(database: Database) -> None:
     for n in range(2):
         await call(database, updates.begin_update, new_update(n))
     await stored(database, 0)
-    await put(database, "client_dropped", 2)
+    await put(database, FactKind.CLIENT_DROPPED, 2)
     counts = await call(database, round_stats.count_updates, [round_id(1), round_id(9)])
     expected = round_stats.RoundStats(selected=3, received=1, dropped=1, bytes_up=10)
     assert counts == {round_id(1): expected}

@@ -105,10 +105,17 @@ def test_a_failure_after_the_receipt_changes_nothing() -> None:
 
 def test_nothing_happens_after_the_stop() -> None:
     state, effects = run(p.Offered(ONE), p.StopRequested(), state=ONLINE)
-    assert effects == (p.Abandon(ONE), p.Close())
+    assert effects == (p.SendDecline(ONE, p.CLIENT_LEFT), p.Abandon(ONE), p.Close())
     for event in (p.StreamOpened(), p.Offered(TWO), p.Accepted(ONE), p.StopRequested()):
         assert run(event, state=state) == (state, ())
     assert run(p.StopRequested(), state=ONLINE)[1] == (p.Close(),)
+
+
+def test_what_is_sealed_is_not_declined_on_leaving() -> None:
+    sealed, _ = run(p.Offered(ONE), p.Accepted(ONE), p.Sealed(ONE), state=ONLINE)
+    assert run(p.StopRequested(), state=sealed)[1] == (p.Abandon(ONE), p.Close())
+    offline, _ = run(p.Offered(ONE), p.StreamLost(), state=ONLINE)
+    assert run(p.StopRequested(), state=offline)[1] == (p.Abandon(ONE), p.Close())
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ app = App(name="clients", help="Who belongs to the mesh: invite, list, approve, 
 @app.command
 def token(
     *,
-    valid: Annotated[str, Parameter(help="How long it can be used, such as 30m or 7d.")] = "24h",
+    valid: Annotated[str, Parameter(help="How long it can be used, such as 30m or 48h.")] = "24h",
     requires_approval: Annotated[
         bool, Parameter(negative="", help="An operator must approve the client first.")
     ] = False,

@@ -58,11 +58,13 @@ def demo(
     compares the models that came through the mesh with what brokers reach alone.
     """
     # Imported here: the other commands start without numpy and the client library.
+    from boltz_mesh.app.demo.children import ChildEnded  # noqa: PLC0415
     from boltz_mesh.app.demo.data import MarketDataInvalid, MarketDataMissing  # noqa: PLC0415
     from boltz_mesh.app.demo.display import Display  # noqa: PLC0415
     from boltz_mesh.app.demo.options import DemoOptions  # noqa: PLC0415
     from boltz_mesh.app.demo.report import to_json  # noqa: PLC0415
     from boltz_mesh.app.demo.run import run_demo  # noqa: PLC0415
+    from boltz_mesh.app.demo.training import RoundAborted  # noqa: PLC0415
 
     options = DemoOptions(
         clients=clients,
@@ -81,7 +83,11 @@ def demo(
         report = run_demo(options, os.environ, display)
     except (MarketDataMissing, MarketDataInvalid, InvalidPlan) as error:
         # All of them speak of what was asked for.
-        return _usage(error)
+        return _told(error, Exit.USAGE)
+    except ChildEnded as error:
+        return _told(error, Exit.INTERNAL)
+    except RoundAborted as error:
+        return _told(error, Exit.ABORTED)
     if json:
         sys.stdout.write(to_json(report).decode())
     else:
@@ -90,6 +96,6 @@ def demo(
     return Exit.OK
 
 
-def _usage(error: MeshError) -> int:
+def _told(error: MeshError, code: Exit) -> Exit:
     print_error(error)
-    return Exit.USAGE
+    return code

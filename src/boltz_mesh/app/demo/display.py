@@ -12,7 +12,7 @@ from rich.text import Text
 
 from boltz_mesh.app.cli.output import size
 from boltz_mesh.app.demo.options import DemoTask
-from boltz_mesh.app.demo.report import MESH_ROWS, ROW_WORDS, Privacy, Report, RoundRecord
+from boltz_mesh.app.demo.report import MESH_ROWS, ROW_WORDS, Privacy, Report, Result, RoundRecord
 
 
 class Display:
@@ -113,10 +113,11 @@ def results_table(report: Report) -> Table:
         header_style="bold",
         pad_edge=False,
     )
-    table.add_column("row")
+    table.add_column("row", no_wrap=True)
     table.add_column("forecast")
-    for name in ("error", "over seeds", "seeds", "to ewma"):
-        table.add_column(name, justify="right")
+    for name in ("error", "to ewma"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("over noise seeds", no_wrap=True)
     base = report.results["ewma"].mse_mean
     for name in (name for name in ROW_WORDS if name in report.results):
         result = report.results[name]
@@ -124,12 +125,19 @@ def results_table(report: Report) -> Table:
             name,
             ROW_WORDS[name],
             f"{result.mse_mean:.4f}",
-            "" if result.mse_sd is None else f"± {result.mse_sd:.4f}",
-            str(result.seeds) if result.seeds else "",
             f"{100 * (result.mse_mean / base - 1):+.1f}%",
+            _seeds(result),
             style="bold" if name in MESH_ROWS else "",
         )
     return table
+
+
+def _seeds(result: Result) -> str:
+    """How far the error spreads over the noise seeds, where there are any."""
+    if not result.seeds:
+        return ""
+    spread = "" if result.mse_sd is None else f"± {result.mse_sd:.4f}, "
+    return f"{spread}{result.seeds} seed{'s' if result.seeds > 1 else ''}"
 
 
 def privacy_lines(privacy: Privacy | None) -> tuple[str, ...]:

@@ -75,6 +75,9 @@ def caveats(results: Results, intervals: Sequence[Interval], years: int) -> tupl
         sentences.append(
             f"{years} years are few: an interval over them says how these years differ from each "
             "other, not what the next one brings. The option --full tests every year."
+            if years > 1
+            else "One year is no spread: its interval says how the stocks differ, not what the "
+            "next year brings. The option --full tests every year."
         )
     open_ends = [i for i in intervals if i.low <= 0 <= i.high]
     if open_ends:

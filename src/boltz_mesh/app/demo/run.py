@@ -152,7 +152,10 @@ async def _conversation(
     task, market = prepared.task, prepared.market
     clock = _Stopwatch()
     credential = await server.ready()
-    display.say(f"mesh at {credential.address} with mutual TLS, ready in {clock.lap():.1f} s")
+    display.say(
+        f"mesh at {credential.address} with mutual TLS, ready in {clock.lap():.1f} s, in which the "
+        "brokers made their keys"
+    )
 
     async def operate() -> Trained:
         async with connected(credential) as mesh:

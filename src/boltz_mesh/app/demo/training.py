@@ -155,7 +155,20 @@ class Training:
         expected = task.clients * task.preset.rounds
         if counted != expected:
             raise StateConflict(f"{counted} updates of {run.model_id} counted, not {expected}")
+        if run.seed is not None:
+            await self._check_ledger(run)
         self.trained.models[run] = vector
+
+    async def _check_ledger(self, run: TrainingRun) -> None:
+        """The ledger has every round, nothing above the budget, and room for no more."""
+        request = pb.GetPrivacyBudgetRequest(model_id=run.model_id)
+        budget = await self.mesh.aggregator.GetPrivacyBudget(request)
+        charged = (budget.rounds_charged, budget.rounds_left)
+        if charged != (self.task.preset.rounds, 0) or budget.epsilon_spent > budget.epsilon_budget:
+            raise StateConflict(
+                f"the ledger of {run.model_id} has {charged[0]} rounds with epsilon "
+                f"{budget.epsilon_spent:g}, and room for {charged[1]} more"
+            )
 
     async def _round(self, run: TrainingRun, number: int) -> Float32Array:
         """One round and its record; the vector of the version that it made."""

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import io
+
+from rich.console import Console
+
+from boltz_mesh.app.demo.display import Display, opening_line, privacy_lines, round_line
+from boltz_mesh.app.demo.options import DemoOptions, task_for
+from boltz_mesh.app.demo.settings import Calendar
+from tests.unit.demo import samples
+
+CALENDAR = Calendar((1991, 1998), tuple(range(1999, 2023)), tuple(range(1999, 2009)))
+
+
+def shown(terminal: bool) -> tuple[Display, io.StringIO]:
+    output = io.StringIO()
+    return Display(Console(file=output, force_terminal=terminal, width=90)), output
+
+
+def test_the_table_has_every_row_and_the_epsilon_its_unit_and_relation() -> None:
+    display, output = shown(terminal=False)
+    report = samples.report()
+    display.show(report)
+    text = output.getvalue()
+    for name, result in report.results.items():
+        assert any(
+            line.startswith(name) and f"{result.mse_mean:.4f}" in line for line in text.splitlines()
+        )
+    assert report.privacy is not None
+    for words in (report.privacy.unit, report.privacy.relation, *report.findings, *report.caveats):
+        assert words in text
+
+
+def test_without_noise_no_epsilon_is_claimed() -> None:
+    assert privacy_lines(None) == ("No noise was added, so no epsilon is claimed.",)
+
+
+def test_rounds_are_lines_where_there_is_no_terminal() -> None:
+    for terminal in (False, True):
+        display, output = shown(terminal)
+        record = samples.report().rounds[0]
+        with display.rounds(2):
+            display.round_done(record)
+        assert round_line(record, 1, 2).split()[1] == "1/2"
+        assert record.model_id in output.getvalue()
+
+
+def test_the_opening_says_what_will_run() -> None:
+    stocks = tuple(f"S{i}" for i in range(20))
+    line = opening_line(task_for(DemoOptions(), stocks, CALENDAR))
+    assert "60 desks (3 each)" in line
+    assert "64 rounds" in line
+    network = opening_line(task_for(DemoOptions(model="mlp", origins="2022"), stocks, CALENDAR))
+    assert "1 tested year, without noise" in network
