@@ -31,6 +31,8 @@ from boltz_protocol.v1 import aggregator_pb2, model_store_pb2
 
 #: Chunks that the server may send ahead; half of them are given back at a time.
 _CREDITS: Final = 16
+#: Chunks written by one hand-over to a thread.
+_BATCH_CHUNKS: Final = 4
 
 #: Chunks come and go as they stand on the wire (`link.Stubs`).
 PullCall = Duplex[model_store_pb2.PullRequest, model_store_pb2.PullResponse | WireChunk]
@@ -129,25 +131,54 @@ class Pull:
                 self.sink = await asyncio.to_thread(ModelSink, path, manifest.size_bytes)
 
     async def _take_chunks(self, call: PullCall, sink: ModelSink) -> None:
-        used = 0
-        while sink.offset < sink.size_bytes:
-            response = await call.read()
-            if response is None:
-                raise Unavailable("the mesh ended the pull in the middle of the model")
-            offset, data = _chunk_of(response)
-            if offset != sink.offset:
-                raise ChunkOutOfOrder(f"a chunk at offset {offset}; {sink.offset} was expected")
-            if len(data) > min(limits.MODEL_CHUNK_BYTES, sink.size_bytes - sink.offset):
-                raise LimitExceeded("the mesh sent more of the model than its manifest says")
-            if sink.size_bytes <= limits.MAX_UNSPOOLED_MODEL_BYTES:
-                sink.write(data)
-            else:
-                await asyncio.to_thread(sink.write, data)
-            used += 1
-            if used >= _CREDITS // 2 and sink.offset < sink.size_bytes:
-                credit = model_store_pb2.PullCredit(chunks=used)
-                await call.write(model_store_pb2.PullRequest(credit=credit))
-                used = 0
+        """Write what comes; a few chunks at once, while the next ones arrive."""
+        expected, used = sink.offset, 0
+        batch: list[memoryview] = []
+        writing: asyncio.Task[None] | None = None
+        try:
+            while expected < sink.size_bytes:
+                data = self._checked_chunk(await call.read(), expected, sink.size_bytes)
+                batch.append(data)
+                expected += len(data)
+                used += 1
+                if len(batch) == _BATCH_CHUNKS or expected == sink.size_bytes:
+                    if writing is not None:
+                        await writing
+                    writing = asyncio.create_task(_write(sink, batch))
+                    batch = []
+                if used >= _CREDITS // 2 and expected < sink.size_bytes:
+                    credit = model_store_pb2.PullCredit(chunks=used)
+                    await call.write(model_store_pb2.PullRequest(credit=credit))
+                    used = 0
+        finally:
+            # What has come is kept, whatever happened to the call.
+            if writing is not None:
+                await writing
+            await _write(sink, batch)
+
+    @staticmethod
+    def _checked_chunk(
+        response: model_store_pb2.PullResponse | WireChunk | None, expected: int, size_bytes: int
+    ) -> memoryview:
+        if response is None:
+            raise Unavailable("the mesh ended the pull in the middle of the model")
+        offset, data = _chunk_of(response)
+        if offset != expected:
+            raise ChunkOutOfOrder(f"a chunk at offset {offset}; {expected} was expected")
+        if len(data) > min(limits.MODEL_CHUNK_BYTES, size_bytes - expected):
+            raise LimitExceeded("the mesh sent more of the model than its manifest says")
+        return data
+
+
+async def _write(sink: ModelSink, batch: list[memoryview]) -> None:
+    def work() -> None:
+        for data in batch:
+            sink.write(data)
+
+    if sink.size_bytes <= limits.MAX_UNSPOOLED_MODEL_BYTES:
+        work()
+    else:
+        await asyncio.to_thread(work)
 
 
 def _chunk_of(response: model_store_pb2.PullResponse | WireChunk) -> tuple[int, memoryview]:

@@ -128,7 +128,8 @@ async def running_server(
             insecure=config.telemetry.otlp_insecure,
         )
         if shutdown := getattr(provider, "shutdown", None):
-            stack.callback(shutdown)
+            # What is left is exported then: not on the loop, and not for ever.
+            stack.push_async_callback(asyncio.to_thread, shutdown)
         parts = Parts(
             database=database,
             listener=listener,

@@ -130,9 +130,11 @@ class Folder:
 
         with (
             contextlib.closing(
-                in_order(self.executor, one_chunk, chunk_count(coordinates), ahead=FOLD_THREADS)
+                in_order(self.executor, one_chunk, chunk_count(coordinates), ahead=2 * FOLD_THREADS)
             ) as chunks,
-            EncryptedWriter(self.blobs, self.kek, context, AGGREGATE_BYTES * coordinates) as writer,
+            EncryptedWriter(
+                self.blobs, self.kek, context, AGGREGATE_BYTES * coordinates, hashed=False
+            ) as writer,
         ):
             for index, chunk in enumerate(chunks):
                 _check_coordinates(chunk, encoding, len(updates))

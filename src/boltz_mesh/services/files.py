@@ -8,6 +8,7 @@ from a thread. One writer and one reader hold one chunk each, whatever the file'
 from __future__ import annotations
 
 import hashlib
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Self
 
@@ -41,26 +42,37 @@ def aggregate_context(mesh_id: str, round_id: RoundId, attempt: int) -> BlobCont
 class EncryptedWriter:
     """Writes one file from its first byte to its last.
 
+    Of a file of several chunks one is sealed, hashed and written in a thread of the writer's own
+    while the next one is filled.
+
     Args:
         size_bytes: plain size, known beforehand; `commit` asserts that so much was written.
+        hashed: whether the SHA-256 of the plain bytes is wanted; without it `commit` gives none.
     """
 
     def __init__(
-        self, blobs: BlobStore, kek: KeyEncryptionKey, context: BlobContext, size_bytes: int
+        self,
+        blobs: BlobStore,
+        kek: KeyEncryptionKey,
+        context: BlobContext,
+        size_bytes: int,
+        *,
+        hashed: bool = True,
     ) -> None:
         content_key = ContentKey.generate()
         self._layout = ChunkLayout(size_bytes, limits.MODEL_CHUNK_BYTES)
         self._sealer = Sealer(content_key, context, self._layout)
         self._wrapped_key = wrap_key(content_key, kek, context)
-        self._blob = blobs.writer()
-        self._hash = hashlib.sha256()
-        # The chunk being filled, with room for its tag: sealed in place.
-        self._chunk = memoryview(
-            bytearray(min(limits.MODEL_CHUNK_BYTES, size_bytes) + limits.GCM_TAG_BYTES)
-        )
+        self._hash = hashlib.sha256() if hashed else None
+        # Two chunks, one filled and one sealed, each with room for its tag: sealed in place.
+        room = min(limits.MODEL_CHUNK_BYTES, size_bytes) + limits.GCM_TAG_BYTES
+        self._chunk, self._other = memoryview(bytearray(room)), memoryview(bytearray(room))
         self._filled = 0
         self._index = 0
         self._offset = 0
+        self._thread = ThreadPoolExecutor(1) if self._layout.count > 1 else None
+        self._sealing: Future[None] | None = None
+        self._blob = blobs.writer()
 
     @property
     def offset(self) -> int:
@@ -71,7 +83,8 @@ class EncryptedWriter:
         """Append plain bytes, as many as come."""
         view = memoryview(data).cast("B")
         assert self._offset + len(view) <= self._layout.size_bytes, "more than was announced"
-        self._hash.update(view)
+        if self._hash is not None:
+            self._hash.update(view)
         self._offset += len(view)
         while len(view):
             wanted = self._layout.plain_bytes(self._index)
@@ -80,21 +93,36 @@ class EncryptedWriter:
             self._filled += taken
             view = view[taken:]
             if self._filled == wanted:
-                self._seal()
+                self._end_chunk()
 
-    def _seal(self) -> None:
-        written = self._sealer.seal_into(self._index, self._chunk[: self._filled], self._chunk)
-        self._blob.write(self._chunk[:written])
+    def _end_chunk(self) -> None:
+        self._finish_sealing()
+        if self._thread is None:
+            self._seal(self._index, self._chunk, self._filled)
+        else:
+            self._sealing = self._thread.submit(self._seal, self._index, self._chunk, self._filled)
+            self._chunk, self._other = self._other, self._chunk
         self._index += 1
         self._filled = 0
+
+    def _seal(self, index: int, chunk: memoryview, filled: int) -> None:
+        written = self._sealer.seal_into(index, chunk[:filled], chunk)
+        self._blob.write(chunk[:written])
+
+    def _finish_sealing(self) -> None:
+        if self._sealing is not None:
+            sealing, self._sealing = self._sealing, None
+            sealing.result()
 
     def commit(self) -> StoredBlob:
         """Make the file durable. The blob is an orphan until a row refers to it."""
         assert self._offset == self._layout.size_bytes, "less than was announced"
         if self._layout.size_bytes == 0:
-            self._seal()
+            self._end_chunk()
+        self._finish_sealing()
         ref = self._blob.commit()
-        return StoredBlob(self._hash.digest(), ref.digest, self._wrapped_key)
+        digest = b"" if self._hash is None else self._hash.digest()
+        return StoredBlob(digest, ref.digest, self._wrapped_key)
 
     def __enter__(self) -> Self:
         return self
@@ -105,6 +133,8 @@ class EncryptedWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if self._thread is not None:
+            self._thread.shutdown()  # waits: what seals still writes to the blob
         self._blob.close()
 
 

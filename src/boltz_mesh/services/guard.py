@@ -199,6 +199,8 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in
             kind=SpanKind.SERVER,
             attributes={"rpc.system": "grpc"},
             record_exception=False,
+            # The abort that carries a refusal would take the place of its reason.
+            set_status_on_exception=False,
         ) as span:
             try:
                 if method not in self._open_to_all:

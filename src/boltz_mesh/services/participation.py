@@ -75,17 +75,20 @@ class Participation:
         with self._subscriptions.open(
             client_id, check_in.model_id, check_in.session_id
         ) as subscription:
-            await self._record(check_in)
-            subscription.check_in = check_in
-            reader = asyncio.create_task(self._read(subscription, incoming))
+            reader: asyncio.Task[None] | None = None
             try:
+                await self._record(check_in)
+                subscription.check_in = check_in
+                reader = asyncio.create_task(self._read(subscription, incoming))
                 yield self._welcome()
                 await self._catch_up(subscription)
                 while (message := await subscription.next()) is not None:
                     yield message
             finally:
-                reader.cancel()
-                await asyncio.wait({reader})
+                if reader is not None:
+                    reader.cancel()
+                    await asyncio.wait({reader})
+                subscription.check_in = None  # nobody checks it in again from here on
                 await asyncio.shield(self._check_out(subscription))
 
     def _welcome(self) -> m.Welcome:
@@ -207,7 +210,10 @@ class Participation:
     async def _check_out(self, subscription: Subscription) -> None:
         async def body(connection: Connection) -> None:
             # Looked at here, when the connection is at hand: nothing comes between.
-            if subscription not in self._subscriptions.of_model(subscription.model_id):
+            streams = self._subscriptions.of_model(subscription.model_id)
+            if any(
+                s.client_id == subscription.client_id and s is not subscription for s in streams
+            ):
                 return  # a newer stream of the same session checks in over this one
             await check_ins.remove_check_in(
                 connection,
@@ -233,14 +239,20 @@ class Participation:
         """After an outage: others may have taken this replica for dead, and rounds went on."""
         for model_id in self._subscriptions.models():
             for subscription in self._subscriptions.of_model(model_id):
-                row = subscription.check_in
-                if row is not None:
-
-                    async def body(connection: Connection, row: check_ins.CheckIn = row) -> None:
-                        await check_ins.put_check_in(connection, row)
-
-                    await self._database.run_tx("check_in_again", body)
+                if subscription.check_in is not None:
+                    await self._check_in_again(subscription, subscription.check_in)
                 await self._catch_up(subscription)
+
+    async def _check_in_again(self, subscription: Subscription, row: check_ins.CheckIn) -> None:
+        async def body(connection: Connection) -> None:
+            # A row that is there is this one, or a newer session's.
+            known = await check_ins.find_check_in(connection, row.client_id, row.model_id)
+            if known is None and subscription.check_in is not None:
+                await check_ins.put_check_in(connection, row)
+
+        await self._database.run_tx("check_in_again", body)
+        if subscription.check_in is None:  # it left meanwhile, perhaps before our row was there
+            await self._check_out(subscription)
 
     async def _catch_up(self, subscription: Subscription) -> None:
         async def body(connection: Connection) -> rounds.Round | None:

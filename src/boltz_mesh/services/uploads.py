@@ -234,7 +234,8 @@ class Uploads:
                     batch = []
                     if unacknowledged >= limits.ACK_EVERY_CHUNKS:
                         unacknowledged = 0
-                        yield incoming.next_offset
+                        # What is written: a thread may be between checking and writing more.
+                        yield partial.offset
             if batch:
                 if working is not None:
                     await to_its_end(working)

@@ -12,6 +12,7 @@ import pytest
 from boltz_mesh.app.demo import broker_pool, children
 from boltz_mesh.app.demo.broker_pool import BrokerPool
 from boltz_mesh.app.demo.children import Child, ChildEnded, child_environment, start
+from boltz_mesh.app.demo.data import load_saved
 from boltz_mesh.app.demo.messages import MAX_LINE_BYTES, Failed, Setup, line_of, parse_news
 from boltz_mesh.app.demo.options import DemoOptions, task_for
 from boltz_mesh.app.demo.settings import PRESET_20
@@ -65,10 +66,14 @@ async def test_the_end_of_a_child_quotes_its_log(tmp_path: Path) -> None:
     with pytest.raises(ChildEnded, match=r"(?s)code 1.*No module named no_such_module"):
         await child.line()
     with pytest.raises(ChildEnded):
-        # The pipe may take a first line before it breaks.
-        for _ in range(100):
-            await child.write(b"x" * 100_000)
+        await write_on(child)
     await child.end()
+
+
+async def write_on(child: Child) -> None:
+    # The pipe may take a first line before it breaks.
+    for _ in range(100):
+        await child.write(b"x" * 100_000)
 
 
 async def test_a_broker_without_prices_says_so_and_gives_up(tmp_path: Path) -> None:
@@ -115,7 +120,7 @@ async def test_a_broker_holds_its_own_prices_only_and_keeps_them_private(tmp_pat
     async with broker_pool.broker_pool(task, table, tmp_path, os.environ):
         for number, stock in enumerate(table.stocks):
             own = tmp_path / f"broker-{number + 1:02}"
-            saved = await asyncio.to_thread(broker_pool.data.load_saved, own / "prices.npz")
+            saved = await asyncio.to_thread(load_saved, own / "prices.npz")
             assert saved.stocks == (stock,)
             assert (own / "prices.npz").stat().st_mode & 0o077 == 0
             assert own.stat().st_mode & 0o077 == 0

@@ -1,4 +1,4 @@
-"""SubmitUpdate, the bytes: what does not authenticate, follow or fit is refused, and the rest goes on."""
+"""SubmitUpdate, the bytes: what does not authenticate, follow or fit is refused."""
 
 from __future__ import annotations
 

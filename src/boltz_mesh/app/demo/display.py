@@ -56,10 +56,10 @@ class Display:
     def round_done(self, record: RoundRecord) -> None:
         """One round's line."""
         self._done += 1
-        self.say(round_line(record, self._done, self._total))
         if self._bar is not None:
             for task in self._bar.task_ids:
                 self._bar.update(task, completed=self._done)
+        self.say(round_line(record, self._done, self._total))
 
     def show(self, report: Report) -> None:
         """The results, in full."""

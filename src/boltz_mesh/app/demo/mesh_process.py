@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -10,7 +11,8 @@ from pathlib import Path
 from typing import Final
 
 from boltz_mesh.app.cli.connection import CredentialFolder, read_credential
-from boltz_mesh.app.demo.children import Child, child_environment, start
+from boltz_mesh.app.demo.children import TERM_TIMEOUT_S, Child, child_environment, start
+from boltz_mesh.app.process_watch import close_all, processes_working_in, wait_ended
 from boltz_protocol.errors import Unavailable
 
 #: Making a database takes a second; a busy machine gets more.
@@ -67,3 +69,19 @@ async def mesh_process(folder: Path, environment: Mapping[str, str]) -> AsyncIte
         yield MeshProcess(child, data)
     finally:
         await child.end()
+        await _end_database(data / "postgres" / "cluster")
+
+
+async def _end_database(cluster: Path) -> None:
+    """End a PostgreSQL that outlived a server which was killed; usually there is none."""
+    try:
+        alive = leftovers = processes_working_in(cluster, "postgres")
+    except FileNotFoundError:
+        return  # the server did not come so far
+    try:
+        for signum in (signal.SIGINT, signal.SIGKILL):
+            for process in alive:
+                process.send(signum)
+            alive = await wait_ended(alive, TERM_TIMEOUT_S)
+    finally:
+        close_all(leftovers)
