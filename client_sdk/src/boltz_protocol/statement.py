@@ -48,7 +48,7 @@ class Statement:
     """A payload and who vouches for it. Nothing in it is to be believed before `verify`.
 
     Attributes:
-        type: what the payload is, for example `boltz-mesh/update-manifest/v1`.
+        type: what the payload is, for example `boltz_mesh.v1.UpdateManifest`.
         payload: the exact bytes that were signed.
         key_id: id of the signing key (`keys.public_key_id`).
         algorithm: `rsa-pss-sha256` or `ed25519`.

@@ -7,6 +7,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
+import msgspec
+
 from boltz_mesh.app.cli.connection import mesh_file, read_credential
 from boltz_mesh.app.config import Config
 from boltz_mesh.services.clock import as_datetime, system_clock
@@ -44,8 +46,9 @@ def issue_credential(
     Raises: AlreadyExists, ConfigurationError, MalformedMessage (the name).
     """
     now = as_datetime(system_clock())
-    authority = open_authority(config, now)
     first = read_credential(config.data_dir / "operator")
+    named = msgspec.structs.replace(config.mesh, id=first.mesh)
+    authority = open_authority(msgspec.structs.replace(config, mesh=named), now)
     issue = authority.issue_operator if role == "operator" else authority.issue_auditor
     write_credential(folder, issue(name, now=now), authority, address=first.address)
 

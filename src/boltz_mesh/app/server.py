@@ -45,7 +45,7 @@ from boltz_mesh.storage.migrate import migrate
 from boltz_mesh.storage.postgres import Database
 from boltz_mesh.telemetry.setup import make_tracer_provider
 from boltz_protocol import limits
-from boltz_protocol.errors import Unavailable
+from boltz_protocol.errors import ConfigurationError, DecryptionFailed, Unavailable
 from boltz_protocol.v1 import (
     aggregator_pb2,
     aggregator_pb2_grpc,
@@ -113,9 +113,7 @@ async def running_server(
         listener = await stack.enter_async_context(
             await Listener.open(url, replica_id=config.mesh.replica)
         )
-        keyring = await KeyRing.open(
-            database, authority, open_or_create_kek(data_dir / "keys" / "kek.json"), clock
-        )
+        keyring = await _open_keys(database, authority, data_dir / "keys" / "kek.json", clock)
         blobs = await asyncio.to_thread(DirectoryBlobs, data_dir / "blobs")
         executors = [
             stack.enter_context(ThreadPoolExecutor(count, thread_name_prefix=name))
@@ -158,6 +156,20 @@ async def running_server(
         yield server
 
 
+async def _open_keys(
+    database: Database, authority: Authority, kek_file: Path, clock: Clock
+) -> KeyRing:
+    kek = await asyncio.to_thread(open_or_create_kek, kek_file)
+    try:
+        return await KeyRing.open(database, authority, kek, clock)
+    except DecryptionFailed as error:
+        raise ConfigurationError(
+            f"{kek_file} is not the key that this database's keys and models were encrypted under; "
+            "restore it from a backup, or use the data directory that belongs to the database",
+            setting="mesh.data_dir",
+        ) from error
+
+
 @asynccontextmanager
 async def _serving(
     config: Config, parts: Parts, authority: Authority, *, transfers: ThreadPoolExecutor
@@ -181,6 +193,7 @@ async def _serving(
         replica_id=config.mesh.replica,
         clock=clock,
     )
+    await participation.forget_earlier_run()
     rounds = Rounds(database, clock)
     tls = ServerTls(authority, config.mesh.replica, config.listen.names, clock)
     main = grpc.aio.server(interceptors=[guard], options=_CHANNEL_OPTIONS)
@@ -288,9 +301,9 @@ def _bind(
     try:
         return server.add_secure_port(f"{host}:{port}", credentials)
     except RuntimeError as error:
-        raise Unavailable(
-            f"cannot listen on {host}:{port}: is another server running there? "
-            "Choose another port, or 0 for any free one"
+        raise ConfigurationError(
+            f"cannot listen on {host}:{port}: another program does, or the address is not this "
+            "machine's; choose another port, or 0 for any free one"
         ) from error
 
 

@@ -259,7 +259,6 @@ _EXAMPLE: Final = """\
 model = "volatility-linear"       # required; 1 to 63 of a-z 0-9 . -
 mode = "open"                     # the server sees each delta in memory while it aggregates
 rule = "weighted-mean"
-max_attempts = 2                  # tries of one round before it is given up (1 to 3)
 
 clip_norm = 0.08                  # required; L2 bound of one client's delta, lanes included
 privacy = "client-dp"             # required; or "none": no noise, and no epsilon is printed

@@ -187,15 +187,6 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         Mode, Meta(description="what the server can see: docs/security.md", examples=["open"])
     ] = "open"
     rule: Annotated[Rule, Meta(examples=["weighted-mean"])] = "weighted-mean"
-    max_attempts: Annotated[
-        int,
-        Meta(
-            description="tries of one round before it is given up",
-            ge=1,
-            le=limits.MAX_ATTEMPTS,
-            examples=[2],
-        ),
-    ] = 2
     clip_norm: Annotated[
         float,
         Meta(

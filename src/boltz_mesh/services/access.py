@@ -76,4 +76,4 @@ ACCESS: Final[Mapping[str, frozenset[Role]]] = MappingProxyType(
 def check_access(method: str, caller: Peer) -> None:
     """Raises: PermissionDenied, unless the table says that the caller's role may call `method`."""
     if caller.role not in ACCESS.get(method, frozenset()):
-        raise PermissionDenied(f"a {caller.role} may not call {method}", role=caller.role)
+        raise PermissionDenied(f"the role {caller.role} may not call {method}", role=caller.role)

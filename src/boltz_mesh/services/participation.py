@@ -224,6 +224,14 @@ class Participation:
 
         await self._database.run_tx("check_out", body)
 
+    async def forget_earlier_run(self) -> None:
+        """Before this replica serves: check-ins of an earlier run of it have no streams."""
+
+        async def body(connection: Connection) -> None:
+            await check_ins.clear_replica(connection, self._replica_id)
+
+        await self._database.run_tx("forget_earlier_run", body)
+
     # --- pushes ---------------------------------------------------------------------------------
 
     async def watch(self, listener: Listener) -> None:

@@ -52,8 +52,8 @@ class Rounds:
             base = await models.find_promoted(connection, model_id)
             if base is None:
                 raise StateConflict(
-                    f"{model_id} has no promoted version to start from; "
-                    "publish and promote a first one"
+                    f"{model_id} has no promoted version to start from; publish a first one: "
+                    f"boltz-mesh models publish {model_id} FILE --promote"
                 )
             plan = plan_of(row)
             await self._check_budgets(connection, model_id, plan)

@@ -133,6 +133,14 @@ async def count_check_ins(connection: Connection) -> dict[ModelId, int]:
     return {ModelId(row["model_id"]): int(row["n"]) for row in rows}
 
 
+async def clear_replica(connection: Connection, replica_id: str) -> int:
+    """Delete what an earlier run of this replica left: a new run has no streams yet."""
+    status = await connection.execute(
+        "-- clear_replica\nDELETE FROM check_ins WHERE replica_id = $1", replica_id
+    )
+    return affected(status)
+
+
 async def prune_check_ins(connection: Connection) -> int:
     """Delete the check-ins of replicas that no longer live. Returns how many."""
     rows = await connection.fetch(

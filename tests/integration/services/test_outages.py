@@ -13,7 +13,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from boltz_mesh.app.server import running_server
-from boltz_protocol.errors import MeshError, Unavailable
+from boltz_protocol.errors import ConfigurationError, Unavailable
 from boltz_protocol.v1 import registry_pb2 as reg
 from tests.integration.services.playing import all_in
 from tests.support.calls import answered, refused
@@ -103,13 +103,13 @@ async def test_a_stopping_server_says_so(database_url: str, tmp_path: Path) -> N
     assert caught.error.retry_after_ms == 1000
     await asyncio.gather(watching, return_exceptions=True)
     assert states[-1] == health_pb2.HealthCheckResponse.NOT_SERVING
-    await channel.close()
+    await channel.close(None)
 
 
 async def test_a_port_that_is_taken(database_url: str, tmp_path: Path) -> None:
     async with serving(tmp_path / "data", database_url) as mesh:
         port = int(mesh.addresses.mesh.rpartition(":")[2])
-        config = configuration(tmp_path / "other", database_url, listen={"port": port})
+        config = configuration(tmp_path / "data", database_url, listen={"port": port})
         with pytest.raises(Unavailable, match=f"cannot listen on 127.0.0.1:{port}"):
             async with running_server(config):
                 raise AssertionError("two servers on one port")
@@ -120,7 +120,7 @@ async def test_the_wrong_key_file(database_url: str, tmp_path: Path) -> None:
     async with serving(tmp_path / "data", database_url):
         pass
     (tmp_path / "data" / "keys" / "kek.json").unlink()
-    with pytest.raises(MeshError):
+    with pytest.raises(ConfigurationError, match="kek.json"):
         async with serving(tmp_path / "data", database_url):
             raise AssertionError("started without its key")
 

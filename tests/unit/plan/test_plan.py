@@ -71,7 +71,6 @@ def plans(draw: st.DrawFn) -> Plan:
         noise_multiplier=draw(st.floats(2, 20)) if private else 0.0,
         budget=Budget(draw(st.floats(5, 50)), 1e-6) if private else None,
         promotion=draw(st.sampled_from(["automatic", "operator"])),
-        max_attempts=draw(st.integers(1, 3)),
         deadlines=Deadlines(selecting_ms=draw(st.integers(100, 10**6))),
         server_optimizer=optimizer.resolved(),
         hyper_parameters=draw(st.dictionaries(NAMES, values, max_size=4)),
@@ -167,7 +166,6 @@ def test_the_example_names_every_setting_and_shows_the_defaults() -> None:
     for setting in (
         "mode",
         "rule",
-        "max_attempts",
         "promotion",
         "deadlines",
         "sample_bucket_cap",

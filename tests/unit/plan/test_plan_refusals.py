@@ -52,9 +52,6 @@ REFUSED = [
     ),
     (DP + "\n[budget]\nepsilon = 1.0", "budget.delta", "1e-5 would do"),
     # wrong types and ranges
-    (small(top="max_attempts = 'x'"), "max_attempts", "2 would do"),
-    (small(top="max_attempts = 9"), "max_attempts", "<= 3"),
-    (small(top="max_attempts = true"), "max_attempts", "got `bool`"),
     (small(top="deadlines = 3"), "deadlines", "see the example"),
     (small(top="lanes = [1]"), "lanes[0]", "see the example"),
     (small(top="hyper_parameters = 1"), "hyper_parameters", "{ epochs = 2 } would do"),

@@ -25,10 +25,13 @@ from boltz_mesh.app.cli.output import (
     size,
     when,
 )
+from boltz_mesh.rounds.plan import plan_from_toml
 from boltz_protocol import limits
 from boltz_protocol.codec import parse_model_manifest, statement_from_proto
 from boltz_protocol.errors import ConfigurationError, DigestMismatch, Unavailable
-from boltz_protocol.messages import ModelManifest
+from boltz_protocol.messages import Dtype, ModelManifest, TensorSpec
+from boltz_protocol.model_file import canonical_layout, file_parts, read_vector
+from boltz_protocol.v1 import aggregator_pb2 as agg
 from boltz_protocol.v1 import common_pb2 as common
 from boltz_protocol.v1 import model_store_pb2 as pb
 
@@ -117,24 +120,21 @@ def publish(
     ] = False,
     connect: Connect = Connect(),
 ) -> None:
-    """Store a version made elsewhere, such as the first one."""
+    """Store a version made elsewhere, such as the first one. Any safetensors file will do that has
+    the plan's tensors: they are put into the plan's order on the way.
+    """
     content = _mapped(file)
-    header = pb.PublishHeader(
-        model_id=model_id,
-        sha256=hashlib.sha256(content).digest(),
-        size_bytes=len(content),
-        parent_version=parent,
-        promote=promote_now,
-    )
-
-    async def requests() -> AsyncIterator[pb.PublishRequest]:
-        yield pb.PublishRequest(header=header)
-        for offset in range(0, len(content), limits.MODEL_CHUNK_BYTES):
-            data = bytes(content[offset : offset + limits.MODEL_CHUNK_BYTES])
-            yield pb.PublishRequest(chunk=pb.ModelChunk(offset=offset, data=data))
 
     async def call(mesh: Mesh) -> pb.ModelVersion:
-        return (await mesh.models.Publish(requests())).version
+        plan = (await mesh.aggregator.GetPlan(agg.GetPlanRequest(model_id=model_id))).plan
+        tensors = tuple(
+            TensorSpec(spec.name, tuple(spec.shape), Dtype.FLOAT32)
+            for spec in plan_from_toml(plan.plan_toml).tensors
+        )
+        parts = list(file_parts(canonical_layout(tensors), read_vector(content, tensors)))
+        return (
+            await mesh.models.Publish(_publication(parts, model_id, parent, promote_now))
+        ).version
 
     _print(on_mesh(connect, call), connect)
 
@@ -148,6 +148,28 @@ def promote(model_id: str, version: int, /, *, connect: Connect = Connect()) -> 
         return (await mesh.models.Promote(request)).version
 
     _print(on_mesh(connect, call), connect)
+
+
+async def _publication(
+    parts: list[memoryview], model_id: str, parent: int, promote_now: bool
+) -> AsyncIterator[pb.PublishRequest]:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    header = pb.PublishHeader(
+        model_id=model_id,
+        sha256=digest.digest(),
+        size_bytes=sum(map(len, parts)),
+        parent_version=parent,
+        promote=promote_now,
+    )
+    yield pb.PublishRequest(header=header)
+    offset = 0
+    for part in parts:
+        for start in range(0, len(part), limits.MODEL_CHUNK_BYTES):
+            data = bytes(part[start : start + limits.MODEL_CHUNK_BYTES])
+            yield pb.PublishRequest(chunk=pb.ModelChunk(offset=offset, data=data))
+            offset += len(data)
 
 
 async def _pull(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from enum import IntEnum
-from typing import Any
+from typing import Any, Final
 
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
@@ -75,20 +75,37 @@ def print_json(document: Any) -> None:
     sys.stdout.write("\n")
 
 
-def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """A table; columns whose name starts with `>` are right-aligned."""
+#: Columns of ids, which have so many characters.
+_IDS: Final = frozenset({"client", "round"})
+_ID_CHARS: Final = 32
+#: Width of what goes into a file or a pipe, where nothing need be wrapped.
+_PIPED_WIDTH: Final = 240
+
+
+def _console() -> Console:
+    return Console(highlight=False, width=None if sys.stdout.isatty() else _PIPED_WIDTH)
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """A table; columns whose name starts with `>` are right-aligned.
+
+    Ids are never cut: other commands need them whole.
+    """
     table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
     for column in columns:
-        table.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left")
-    count = 0
+        whole = column in _IDS
+        table.add_column(
+            column.lstrip(">"),
+            justify="right" if column.startswith(">") else "left",
+            no_wrap=whole,
+            min_width=_ID_CHARS if whole and rows else None,
+        )
     for row in rows:
         table.add_row(*(Text(str(cell)) for cell in row))
-        count += 1
-    console = Console(highlight=False)
-    if count:
-        console.print(table)
+    if rows:
+        _console().print(table)
     else:
-        console.print(Text(f"{title}: none"))
+        _console().print(Text(f"{title}: none"))
 
 
 def print_fields(title: str, fields: Sequence[tuple[str, object]]) -> None:
@@ -98,7 +115,7 @@ def print_fields(title: str, fields: Sequence[tuple[str, object]]) -> None:
     table.add_column(overflow="fold")
     for name, value in fields:
         table.add_row(name, Text(str(value)))
-    Console(highlight=False).print(table)
+    _console().print(table)
 
 
 def say(sentence: str) -> None:

@@ -40,14 +40,18 @@ def run(arguments: list[str]) -> int:
     """Run one command; errors become a sentence, advice and an exit code."""
     try:
         result = app(arguments, exit_on_error=False, print_error=True)
+    except (KeyboardInterrupt, BrokenPipeError):
+        return Exit.INTERRUPTED
     except CycloptsError:
         return Exit.USAGE  # the message is printed already
     except MeshError as error:
         print_error(error)
         return exit_code(error)
+    except OSError as error:
+        what = f"{error.strerror}: {error.filename}" if error.filename else str(error)
+        print_error(ConfigurationError(what))
+        return Exit.USAGE
     except ValueError as error:
         print_error(ConfigurationError(str(error)))
         return Exit.USAGE
-    except (KeyboardInterrupt, BrokenPipeError):
-        return Exit.INTERRUPTED
     return result if isinstance(result, int) else Exit.OK

@@ -5,8 +5,15 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Annotated
 
+import grpc
 from cyclopts import App, Parameter
 from rich.console import Console
+from tenacity import (
+    AsyncRetrying,
+    retry_if_exception_type,
+    stop_after_delay,
+    wait_exponential,
+)
 
 from boltz_mesh.app.cli.connection import Connect, Mesh, on_mesh
 from boltz_mesh.app.cli.output import (
@@ -19,11 +26,15 @@ from boltz_mesh.app.cli.output import (
     size,
     when,
 )
+from boltz_protocol.errors import Unavailable
+from boltz_protocol.status import from_rpc_error
 from boltz_protocol.v1 import aggregator_pb2 as pb
 from boltz_protocol.v1 import common_pb2 as common
 
 app = App(name="round", help="Rounds of training: start, watch, list, abort.")
 
+#: How long a watch waits for a mesh that went away.
+_RECONNECT_S = 120
 _ENDED = frozenset({pb.PHASE_PUBLISHED, pb.PHASE_ABORTED})
 
 
@@ -106,19 +117,31 @@ async def _follow(mesh: Mesh, round_id: str, connect: Connect) -> pb.Round:
     console = Console(highlight=False)
     last = pb.Round()
     with console.status("connecting", spinner="dots") as status:
-        async for current in _states(mesh, round_id):
-            if not connect.json:
-                line = progress_line(current)
-                status.update(line)
-                if current.phase != last.phase:
-                    console.print(line)
-            last = current
+        async for attempt in AsyncRetrying(
+            # A mesh that restarts goes on with its rounds, and so does who watches them.
+            retry=retry_if_exception_type(Unavailable),
+            stop=stop_after_delay(_RECONNECT_S),
+            wait=wait_exponential(multiplier=0.2, max=5),
+            before_sleep=lambda _: status.update("the mesh cannot be reached; trying again"),
+            reraise=True,
+        ):
+            with attempt:
+                async for current in _states(mesh, round_id):
+                    if not connect.json:
+                        line = progress_line(current)
+                        status.update(line)
+                        if current.phase != last.phase:
+                            console.print(line)
+                    last = current
     return last
 
 
 async def _states(mesh: Mesh, round_id: str) -> AsyncIterator[pb.Round]:
-    async for answer in mesh.aggregator.WatchRound(pb.WatchRoundRequest(round_id=round_id)):
-        yield answer.round
+    try:
+        async for answer in mesh.aggregator.WatchRound(pb.WatchRoundRequest(round_id=round_id)):
+            yield answer.round
+    except grpc.aio.AioRpcError as error:
+        raise from_rpc_error(error) from error
 
 
 def progress_line(state: pb.Round) -> str:
