@@ -167,14 +167,15 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in
     ) -> Handler:
         if inspect.isasyncgenfunction(inner):
 
-            async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
+            # A coroutine that writes, and no generator: when the peer goes away gRPC cancels a
+            # coroutine, but leaves a generator to the collector, with all that it holds.
+            async def stream(request: Any, context: Context) -> None:
                 async with (
                     self._admitted(method, metadata, context),
-                    # Closed here and now: what the handler holds must not wait for the collector.
                     aclosing(inner(read(request), context)) as responses,
                 ):
                     async for response in responses:
-                        yield response
+                        await context.write(response)
 
             return stream
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from boltz_mesh.services.guard import OpenCalls
 from boltz_mesh.services.participation import end_streams_of
+from boltz_mesh.services.patience import patiently
 from boltz_mesh.services.subscriptions import Subscriptions
 from boltz_mesh.storage import clients
 from boltz_mesh.storage.clients import ClientStatus
@@ -42,7 +45,7 @@ class Membership:
             async for wakeup in wakeups:
                 changed = self._open_calls.clients() if wakeup.resync else wakeup.payloads
                 for client_id in changed:
-                    await self._changed(client_id)
+                    await patiently(partial(self._changed, client_id))
 
     async def _changed(self, client_id: str) -> None:
         try:

@@ -10,12 +10,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator
+from functools import partial
 from typing import Final
 
 from boltz_mesh.rounds.fact import FactKind
 from boltz_mesh.rounds.state import Phase
 from boltz_mesh.services.clock import Clock
 from boltz_mesh.services.keyring import KeyRing
+from boltz_mesh.services.patience import patiently
 from boltz_mesh.services.subscriptions import Push, Subscription, Subscriptions
 from boltz_mesh.storage import check_ins, clients, inbox, plans, roster, rounds, updates
 from boltz_mesh.storage.listen import Listener
@@ -239,9 +241,9 @@ class Participation:
         with listener.subscribe(Channel.ROUND_CHANGED) as wakeups:
             async for wakeup in wakeups:
                 if wakeup.resync:
-                    await self._resync()
+                    await patiently(self._resync)
                 for round_id in wakeup.payloads:
-                    await self._round_changed(RoundId(round_id))
+                    await patiently(partial(self._round_changed, RoundId(round_id)))
 
     async def _resync(self) -> None:
         """After an outage: others may have taken this replica for dead, and rounds went on."""

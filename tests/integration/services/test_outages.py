@@ -110,7 +110,7 @@ async def test_a_port_that_is_taken(database_url: str, tmp_path: Path) -> None:
     async with serving(tmp_path / "data", database_url) as mesh:
         port = int(mesh.addresses.mesh.rpartition(":")[2])
         config = configuration(tmp_path / "data", database_url, listen={"port": port})
-        with pytest.raises(Unavailable, match=f"cannot listen on 127.0.0.1:{port}"):
+        with pytest.raises(ConfigurationError, match=f"cannot listen on 127.0.0.1:{port}"):
             async with running_server(config):
                 raise AssertionError("two servers on one port")
 
@@ -120,7 +120,7 @@ async def test_the_wrong_key_file(database_url: str, tmp_path: Path) -> None:
     async with serving(tmp_path / "data", database_url):
         pass
     (tmp_path / "data" / "keys" / "kek.json").unlink()
-    with pytest.raises(ConfigurationError, match="kek.json"):
+    with pytest.raises(ConfigurationError, match=r"kek\.json"):
         async with serving(tmp_path / "data", database_url):
             raise AssertionError("started without its key")
 
