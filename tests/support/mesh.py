@@ -23,7 +23,7 @@ import msgspec
 from boltz_mesh.app.config import Config
 from boltz_mesh.app.server import running_server
 from boltz_mesh.services.clock import Clock, system_clock
-from boltz_mesh.services.identity.authority import Authority, Credential, Issued, Lifetimes
+from boltz_mesh.services.identity.authority import Authority, Credential, Lifetimes
 from boltz_mesh.services.identity.authority_files import open_or_create_authority
 from boltz_mesh.services.registry import Addresses
 from boltz_mesh.storage import security_events
@@ -222,10 +222,13 @@ async def serving(
 class MeshProcess:
     """`boltz-mesh up` in a process of its own, on the same folder each time it is started."""
 
-    def __init__(self, folder: Path, database_url: str | None, *arguments: str) -> None:
+    def __init__(
+        self, folder: Path, database_url: str | None, *arguments: str, port: int = 0
+    ) -> None:
         self.folder = folder
         self._url = database_url
         self._arguments = arguments
+        self._port = port
         self._process: asyncio.subprocess.Process | None = None
         self._reading: asyncio.Task[None] | None = None
         self.output: list[str] = []
@@ -239,7 +242,8 @@ class MeshProcess:
         self._process = process = await asyncio.create_subprocess_exec(
             COMMAND,
             "up",
-            *("--data-dir", str(self.folder), "--port", "0", "--enroll-port", "0"),
+            *("--data-dir", str(self.folder)),
+            *("--port", str(self._port), "--enroll-port", "0"),
             *("--health-port", "0"),
             *self._arguments,
             stdout=asyncio.subprocess.PIPE,
@@ -298,7 +302,3 @@ async def opened(
         yield mesh
     finally:
         await mesh.close_channels()
-
-
-def issued_identity(issued: Issued, key_pem: bytes) -> Identity:
-    return Identity(key_pem, issued.chain_pem)

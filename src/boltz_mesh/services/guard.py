@@ -166,7 +166,6 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in
         self, method: str, metadata: dict[str, Any], inner: Handler, read: Callable[[Any], Any]
     ) -> Handler:
         if inspect.isasyncgenfunction(inner):
-
             # A coroutine that writes, and no generator: when the peer goes away gRPC cancels a
             # coroutine, but leaves a generator to the collector, with all that it holds.
             async def stream(request: Any, context: Context) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from boltz_mesh.rounds.plan import plan_from_toml
+from boltz_mesh.storage.postgres import Channel
 from boltz_protocol.errors import ApprovalPending
 from boltz_protocol.join import parse_join_string
 from boltz_protocol.model_file import encode_model, read_vector
@@ -197,7 +198,6 @@ async def test_a_round_from_the_command_line(
 async def test_a_round_that_is_aborted(cli: Cli, mesh: Mesh, model: str) -> None:
     await declare(mesh, model)
     running = asyncio.create_task(cli.on(mesh, "round", "start", model, "--wait", "--json"))
-    # The round is there as soon as the mesh lists it; WatchRound wakes us for the rest.
     started = await first_round(mesh, model)
     second = await cli.on(mesh, "round", "start", model)
     assert (second.code, second.out) == (3, "")
@@ -213,13 +213,17 @@ async def test_a_round_that_is_aborted(cli: Cli, mesh: Mesh, model: str) -> None
 
 async def first_round(mesh: Mesh, model: str) -> str:
     """The id of a model's round, once a command has started it."""
-    async with asyncio.timeout(30):
-        while True:
-            request = agg.ListRoundsRequest(model_id=model)
-            answer = await answered(mesh.operator.aggregator.ListRounds(request))
-            if answer.rounds:
-                await reached(mesh, answer.rounds[0].round_id, agg.PHASE_SELECTING)
-                return answer.rounds[0].round_id
+    request = agg.ListRoundsRequest(model_id=model)
+    found: list[str] = []
+
+    async def listed() -> bool:
+        answer = await answered(mesh.operator.aggregator.ListRounds(request))
+        found.extend(round.round_id for round in answer.rounds)
+        return bool(found)
+
+    await mesh.wait(Channel.ROUND_CHANGED, listed)
+    await reached(mesh, found[0], agg.PHASE_SELECTING)
+    return found[0]
 
 
 # --- the mesh -----------------------------------------------------------------------------------
