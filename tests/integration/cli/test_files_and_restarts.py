@@ -11,10 +11,10 @@ import pytest
 import safetensors.numpy
 
 from boltz_protocol.v1 import aggregator_pb2 as agg
-from tests.integration.cli.running import Cli
+from tests.integration.cli.running import Cli, environment
 from tests.integration.cli.test_commands import first_round
-from tests.support.clients import reached
-from tests.support.mesh import Mesh, MeshProcess, observed, opened
+from tests.support.clients import reached, start_round
+from tests.support.mesh import COMMAND, Mesh, MeshProcess, observed, opened
 from tests.support.models import declare
 
 TWO_TENSORS = """
@@ -88,7 +88,7 @@ async def test_a_data_folder_that_cannot_be_made(cli: Cli, tmp_path: Path) -> No
 
 @pytest.mark.timeout(90)
 async def test_a_watch_survives_a_restart(cli: Cli, database_url: str, tmp_path: Path) -> None:
-    """The server is killed under `round start --wait` and comes back at the same address."""
+    """The server is killed under `round watch` and comes back at the same address."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     process = MeshProcess(tmp_path / "data", database_url, port=port)
@@ -96,13 +96,21 @@ async def test_a_watch_survives_a_restart(cli: Cli, database_url: str, tmp_path:
         try:
             async with opened(process, database, listener) as mesh:
                 await declare(mesh, "model")
-                watching = asyncio.create_task(cli.on(mesh, "round", "start", "model", "--wait"))
-                round_id = await first_round(mesh, "model")
+                started = await start_round(mesh, "model")
+                watch = await asyncio.create_subprocess_exec(
+                    COMMAND,
+                    *("round", "watch", started.round_id),
+                    *("--operator", str(mesh.operator_folder)),
+                    stdout=asyncio.subprocess.PIPE,
+                    env=environment(),
+                )
+                assert watch.stdout is not None
+                assert await watch.stdout.readline() == b"selecting\n"
                 await process.kill()
             async with opened(process, database, listener) as mesh:
-                await reached(mesh, round_id, agg.PHASE_SELECTING)
-                await cli.on(mesh, "round", "abort", round_id, "--reason", "enough")
-                result = await watching
-                assert (result.code, result.out.splitlines()[-1]) == (5, "aborted: enough")
+                await reached(mesh, started.round_id, agg.PHASE_SELECTING)
+                await cli.on(mesh, "round", "abort", started.round_id, "--reason", "enough")
+                out, _ = await watch.communicate()
+                assert (watch.returncode, out.splitlines()[-1]) == (5, b"aborted: enough")
         finally:
             await process.close()
