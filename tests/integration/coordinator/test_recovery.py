@@ -258,6 +258,7 @@ async def _end_the_lease(connection: Connection) -> None:
     ended = await connection.fetch(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
         " WHERE application_name = 'boltz-mesh coordinator lease'"
+        " AND datname = current_database()"
     )
     assert len(ended) == 1
 
