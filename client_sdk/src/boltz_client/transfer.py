@@ -246,14 +246,22 @@ def _check_start(start: int, sealed: SealedUpdate) -> None:
 
 async def _send(call: UploadCall, sealed: SealedUpdate, reader: UpdateReader, start: int) -> None:
     size_bytes = sealed.manifest.size_bytes
-    single = size_bytes <= limits.CHUNK_CIPHER_BYTES
+    # One chunk was written a moment ago and comes from memory; a long file may not.
+    ahead = size_bytes > limits.CHUNK_CIPHER_BYTES
+    reading: asyncio.Task[bytes] | None = None
     try:
         for offset in range(start, size_bytes, limits.CHUNK_CIPHER_BYTES):
-            # One chunk was written a moment ago and comes from memory; a long file may not.
-            data = reader.chunk(offset) if single else await asyncio.to_thread(reader.chunk, offset)
+            data = reader.chunk(offset) if reading is None else await reading
+            following = offset + limits.CHUNK_CIPHER_BYTES
+            if ahead and following < size_bytes:
+                reading = asyncio.create_task(asyncio.to_thread(reader.chunk, following))
             await call.write(encode_chunk(offset, data))
         await call.done_writing()
     except MeshError:
         # A call that has ended, or a spool file that lost bytes: let nobody wait on this call.
         call.cancel()
         raise
+    finally:
+        if reading is not None:
+            # A thread cannot be stopped, and the file is closed when this returns.
+            await asyncio.gather(reading, return_exceptions=True)

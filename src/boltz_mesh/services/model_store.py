@@ -18,7 +18,7 @@ from boltz_mesh.services.guard import Context, caller_of
 from boltz_mesh.services.keyring import KeyRing
 from boltz_mesh.services.paging import decode_token, encode_token, page_size
 from boltz_mesh.services.plans import plan_of
-from boltz_mesh.services.threads import in_thread
+from boltz_mesh.services.threads import in_thread, to_its_end
 from boltz_mesh.storage import models, plans
 from boltz_mesh.storage.blobs import BlobStore
 from boltz_mesh.storage.models import ModelState, ModelVersion, NewModelVersion, StoredBlob
@@ -240,16 +240,26 @@ class ModelStoreService(model_store_pb2_grpc.ModelStoreServicer):
         requests: AsyncIterator[pb.PullRequest],
     ) -> AsyncGenerator[bytes, None]:
         reader = await self._run(lambda: self._reader(found))
+        loop = asyncio.get_running_loop()
+
+        def read(at: int) -> asyncio.Future[bytes]:
+            size = min(limits.MODEL_CHUNK_BYTES, found.size_bytes - at)
+            return loop.run_in_executor(self._executor, lambda: _read(reader, at, size))
+
         adding = asyncio.create_task(credits.add_from(requests))
+        reading = read(offset)
         try:
             while offset < found.size_bytes:
                 await credits.spend(adding)
-                size = min(limits.MODEL_CHUNK_BYTES, found.size_bytes - offset)
-                yield await self._run(lambda at=offset, n=size: _read(reader, at, n))  # type: ignore[misc]
-                offset += size
+                data = await to_its_end(reading)
+                offset += min(limits.MODEL_CHUNK_BYTES, found.size_bytes - offset)
+                if offset < found.size_bytes:
+                    reading = read(offset)  # while this chunk is sent
+                yield data
         finally:
             adding.cancel()
-            await asyncio.wait({adding})
+            # What it read is of no use now, and neither is how it failed.
+            await asyncio.gather(adding, reading, return_exceptions=True)
             reader.close()
 
     def _read_rest(self, found: ModelVersion, offset: int) -> bytes:
