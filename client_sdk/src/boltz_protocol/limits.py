@@ -108,6 +108,8 @@ MAX_SIGMA: Final = 1 << 20
 
 # --- connections -------------------------------------------------------------------------------
 
+#: Bytes of a stream that may be under way to the server unread: 5 MB/s at a round trip of 50 ms.
+STREAM_WINDOW_BYTES: Final = 256 << 10
 #: Events a server keeps for one control stream that does not read; then the stream is ended.
 MAX_STREAM_QUEUE: Final = 64
 MAX_RECONNECT_WAIT_MS: Final = 30_000

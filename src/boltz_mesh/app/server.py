@@ -62,6 +62,10 @@ _GRACE_S: Final = 2.0
 _CHANNEL_OPTIONS: Final = (
     ("grpc.max_receive_message_length", limits.MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", limits.MAX_MESSAGE_BYTES),
+    # A fixed window in place of one that grows with the bandwidth: what the server holds of
+    # uploads that it has not read stays small, however many there are.
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", limits.STREAM_WINDOW_BYTES),
     # Clients behind home routers keep their control stream alive by pings.
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", limits.KEEPALIVE_MS // 2),

@@ -45,7 +45,7 @@ from boltz_protocol.statement import CLIENT_ALGORITHMS, Statement, verify
 
 T = TypeVar("T")
 #: Chunks handed to a worker thread at once: enough to hide the hand-over, little to hold.
-_BATCH_CHUNKS: Final = 2
+_BATCH_CHUNKS: Final = 1
 
 
 @dataclass(frozen=True, slots=True)

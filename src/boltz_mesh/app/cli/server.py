@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ctypes
 import logging
 import os
 import signal
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from cyclopts import Parameter
 from rich.console import Console
@@ -22,6 +24,9 @@ from boltz_protocol.v1 import aggregator_pb2 as agg
 from boltz_protocol.v1 import common_pb2 as common
 from boltz_protocol.v1 import model_store_pb2 as store
 from boltz_protocol.v1 import registry_pb2 as reg
+
+#: From glibc's malloc.h.
+_M_ARENA_MAX: Final = -8
 
 
 def up(
@@ -58,9 +63,18 @@ def up(
     logging.basicConfig(
         level=settings.telemetry.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    _use_one_arena()
     import uvloop  # noqa: PLC0415  # the other commands start without it
 
     return uvloop.run(_serve(settings))
+
+
+def _use_one_arena() -> None:
+    """Let glibc keep one heap for all threads: each of its own keeps what it once needed, so that
+    the server's memory grows with its threads. Other C libraries are left as they are.
+    """
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
 
 
 async def _serve(settings: Config) -> int:
