@@ -13,6 +13,7 @@ import numpy as np
 
 from boltz_mesh.rounds.plan import Plan
 from boltz_mesh.services.clock import Clock
+from boltz_mesh.services.credits import Credits
 from boltz_mesh.services.files import EncryptedReader, EncryptedWriter, model_context
 from boltz_mesh.services.guard import Context, caller_of
 from boltz_mesh.services.keyring import KeyRing
@@ -219,7 +220,7 @@ class ModelStoreService(model_store_pb2_grpc.ModelStoreServicer):
                 f"offset {opening.offset} lies behind the file's end at {found.size_bytes}",
                 field="offset",
             )
-        credits = _Credits(opening.credits)
+        credits = Credits(opening.credits)
         yield pb.PullResponse(header=pb.PullHeader(version=as_proto(found)))
         offset = opening.offset
         if offset == found.size_bytes:
@@ -236,7 +237,7 @@ class ModelStoreService(model_store_pb2_grpc.ModelStoreServicer):
         self,
         found: ModelVersion,
         offset: int,
-        credits: _Credits,
+        credits: Credits,
         requests: AsyncIterator[pb.PullRequest],
     ) -> AsyncGenerator[bytes, None]:
         reader = await self._run(lambda: self._reader(found))
@@ -329,52 +330,6 @@ class ModelStoreService(model_store_pb2_grpc.ModelStoreServicer):
             return await move(connection, model_id, found.version, by=by, at_ms=self._clock())
 
         return pb.PromoteResponse(version=as_proto(await self._database.run_tx("promote", body)))
-
-
-class _Credits:
-    """Chunks that may still be sent. The caller cannot make the server hold more than the cap."""
-
-    def __init__(self, first: int) -> None:
-        self._left = 0
-        self._more = asyncio.Event()
-        self._add(first)
-
-    def _add(self, chunks: int) -> None:
-        if not 1 <= chunks <= limits.MAX_PULL_CREDITS:
-            raise MalformedMessage(
-                f"{chunks} credits; 1 to {limits.MAX_PULL_CREDITS} may be given", field="credits"
-            )
-        if self._left + chunks > limits.MAX_PULL_CREDITS:
-            raise LimitExceeded(
-                f"{self._left + chunks} credits are outstanding; "
-                f"the cap is {limits.MAX_PULL_CREDITS}"
-            )
-        self._left += chunks
-        self._more.set()
-
-    async def add_from(self, requests: AsyncIterator[pb.PullRequest]) -> None:
-        """Take credits until the caller sends no more."""
-        async for request in requests:
-            if request.WhichOneof("message") != "credit":
-                raise MalformedMessage("only credits may follow the opening")
-            self._add(request.credit.chunks)
-
-    async def spend(self, adding: asyncio.Task[None]) -> None:
-        """Use one credit, waiting for it if need be.
-
-        Raises: what `add_from` met; MalformedMessage where the caller stopped giving credits.
-        """
-        while self._left == 0:
-            self._more.clear()
-            waiting = asyncio.create_task(self._more.wait())
-            await asyncio.wait({waiting, adding}, return_when=asyncio.FIRST_COMPLETED)
-            waiting.cancel()
-            if self._left == 0 and adding.done():
-                adding.result()
-                raise MalformedMessage("the caller gave too few credits and closed its side")
-        if adding.done():
-            adding.result()
-        self._left -= 1
 
 
 async def _version(connection: Connection, model_id: ModelId, version: int) -> ModelVersion:
