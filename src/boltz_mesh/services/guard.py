@@ -8,6 +8,7 @@ exception is a bug, is logged with its trace and leaves as INTERNAL without its 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import logging
 from collections import defaultdict
@@ -34,6 +35,8 @@ Handler = Callable[..., Any]
 _BULK: Final = frozenset(
     {"/boltz_mesh.v1.Aggregator/SubmitUpdate", "/boltz_mesh.v1.ModelStore/Publish"}
 )
+_MAX_DRAINED: Final = 8
+_DRAIN_S: Final = 0.05
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 #: Raises ClientNotActive or Unauthenticated where a client may not call now.
 CheckClient = Callable[[str], Awaitable[None]]
@@ -170,7 +173,7 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in
             # coroutine, but leaves a generator to the collector, with all that it holds.
             async def stream(request: Any, context: Context) -> None:
                 async with (
-                    self._admitted(method, metadata, context),
+                    self._admitted(method, metadata, context, request),
                     aclosing(inner(read(request), context)) as responses,
                 ):
                     async for response in responses:
@@ -179,14 +182,14 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in
             return stream
 
         async def call(request: Any, context: Context) -> Any:
-            async with self._admitted(method, metadata, context):
+            async with self._admitted(method, metadata, context, request):
                 return await inner(read(request), context)
 
         return call
 
     @asynccontextmanager
     async def _admitted(
-        self, method: str, metadata: dict[str, Any], context: Context
+        self, method: str, metadata: dict[str, Any], context: Context, request: Any
     ) -> AsyncIterator[None]:
         caller: Peer | None = None
         task = asyncio.current_task()
@@ -212,6 +215,8 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in
                     await self._check_client(caller.name)
                 yield
             except MeshError as error:
+                if method in _BULK:
+                    await _drain(request)
                 await self._refuse(method, caller, error, context, span)
             except asyncio.CancelledError:
                 if not self._open_calls.was_ended(task):
@@ -242,6 +247,15 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in
         await self._observe_refusal(method, caller, error)
         # grpc-stubs does not know this method.
         await context.abort_with_status(to_grpc_status(error))  # type: ignore[attr-defined]
+
+
+async def _drain(requests: AsyncIterator[Any]) -> None:
+    """Take what a refused caller is sending: grpc.aio tells a caller that is held up in the middle
+    of a message of an internal error, and not of the refusal. Bounded in messages and in time.
+    """
+    with contextlib.suppress(TimeoutError, StopAsyncIteration):
+        for _ in range(_MAX_DRAINED):
+            await asyncio.wait_for(anext(aiter(requests)), _DRAIN_S)
 
 
 def _lenient(parse: Callable[[bytes], Any] | None, *, bulk: bool) -> Callable[[bytes], Any] | None:
