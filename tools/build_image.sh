@@ -5,12 +5,12 @@
 #
 #   tools/build_image.sh [TAG]      TAG defaults to localhost/boltz-mesh:latest
 #
-# MIRROR names a Debian mirror. Needs root, buildah and debootstrap (tools/install_system.sh).
+# MIRROR names a Debian mirror; without it, the first that this machine's apt uses. Needs root, buildah and debootstrap (tools/install_system.sh).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 tag=${1:-localhost/boltz-mesh:latest}
-mirror=${MIRROR:-http://deb.debian.org/debian}
+mirror=${MIRROR:-$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | sed -n 1p)}
 # No daemon, no user namespaces, no overlay file system: works inside a container, too.
 export BUILDAH_ISOLATION=${BUILDAH_ISOLATION:-chroot}
 export STORAGE_DRIVER=${STORAGE_DRIVER:-vfs}
