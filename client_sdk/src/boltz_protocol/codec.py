@@ -1,4 +1,4 @@
-"""Proto <-> the types of `messages` and `statement`. Nothing else here knows protobuf.
+"""Proto <-> the types of `messages` and `statement`. With `codec_sealed` all that knows protobuf.
 
 `encode_x` gives the bytes of a payload (to be signed, hashed or sent as they are); `parse_x` takes
 the bytes that came and were already verified, and gives the checked type. `x_to_proto` and
@@ -37,6 +37,7 @@ from boltz_protocol.codec_parts import (
     trace_from_proto,
     trace_to_proto,
 )
+from boltz_protocol.codec_sealed import secure_aggregation_from_proto, secure_aggregation_to_proto
 from boltz_protocol.errors import LimitExceeded, MalformedMessage
 from boltz_protocol.v1 import aggregator_pb2, common_pb2
 
@@ -181,6 +182,9 @@ def encode_round_configuration(configuration: m.RoundConfiguration) -> bytes:
             optimizer_state_sha256=c.optimizer_state_sha256,
             created_at_ms=c.created_at_ms,
             protocol_version=c.protocol_version,
+            secure_aggregation=None
+            if c.secure_aggregation is None
+            else secure_aggregation_to_proto(c.secure_aggregation),
         )
     )
 
@@ -230,6 +234,9 @@ def parse_round_configuration(payload: bytes) -> m.RoundConfiguration:
         optimizer_state_sha256=message.optimizer_state_sha256,
         created_at_ms=message.created_at_ms,
         protocol_version=message.protocol_version,
+        secure_aggregation=secure_aggregation_from_proto(message.secure_aggregation)
+        if message.HasField("secure_aggregation")
+        else None,
     )
 
 

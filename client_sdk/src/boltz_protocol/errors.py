@@ -83,6 +83,45 @@ class SecondDigest(MeshError):
     next_step = "Send the bytes first announced for this round, or sit this round out."
 
 
+class SecondMessage(MeshError):
+    """A second, different message of one kind for the same round and attempt."""
+
+    reason = "SECOND_MESSAGE"
+    status = "FAILED_PRECONDITION"
+    next_step = "Send the bytes first sent, or sit this round out; never run one client twice."
+
+
+class ShareRefused(MeshError):
+    """A released share that does not match its dealer's commitment, or that was not asked for."""
+
+    reason = "SHARE_REFUSED"
+    status = "INVALID_ARGUMENT"
+    next_step = "Release exactly the share that the dealer sealed, of the kind the survivors ask."
+
+
+class DealerBlamed(MeshError):
+    """Shares that match their dealer's signed commitments, and do not give the dealer's secret.
+
+    Attributes:
+        dealers: roster positions of those who dealt wrongly.
+    """
+
+    reason = "DEALER_BLAMED"
+    status = "FAILED_PRECONDITION"
+    next_step = "The attempt is lost; leave the named client out of the next one and look into it."
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        dealers: tuple[int, ...] = (),
+        retry_after_ms: int | None = None,
+        **metadata: str | int,
+    ) -> None:
+        super().__init__(message, retry_after_ms=retry_after_ms, **metadata)
+        self.dealers = dealers
+
+
 class ReplayRefused(MeshError):
     """A signed statement that was already used, or is too old or too new."""
 

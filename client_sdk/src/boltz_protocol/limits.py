@@ -46,8 +46,9 @@ MAX_RSA_BITS: Final = 4096
 MAX_SIGNATURE_BYTES: Final = MAX_RSA_BITS // 8
 #: Leaf, issuer, and room for one more: an outside authority may put an intermediate in between.
 MAX_CHAIN_CERTIFICATES: Final = 3
-#: A secret wrapped under a key-encryption key; the largest is a PKCS #8 RSA-4096 key (2.4 kB).
-MAX_WRAPPED_SECRET_BYTES: Final = 8 << 10
+#: A secret wrapped under a key-encryption key; the largest are the shares that one client released
+#: for MAX_NEIGHBOURS others, 80 bytes each.
+MAX_WRAPPED_SECRET_BYTES: Final = 64 << 10
 #: Chunks under one content key: 64 GiB of model and optimizer state, far below GCM's bounds.
 MAX_ENVELOPE_CHUNKS: Final = 1 << 16
 #: Two addresses, a name, 64 bytes of secrets and digests, in base64: what a person can paste.
@@ -84,6 +85,9 @@ MAX_SAMPLE_BUCKET: Final = 31
 MAX_QUALITY_BUCKET: Final = 3
 #: A deadline may not be longer than the decryption keys live.
 MAX_PHASE_MS: Final = 12 * 3600 * 1000
+#: After its collecting a sealed round wants at most this much longer of its clients, for checking
+#: and unmasking: one that never hears of the round's end forgets its secrets then.
+MAX_UNMASKING_MS: Final = 2 * MAX_PHASE_MS
 SERVER_KEY_LIFETIME_MS: Final = 24 * 3600 * 1000
 #: A signed statement of a client is refused when its time is further off than this.
 MAX_CLOCK_SKEW_MS: Final = 5 * 60 * 1000
@@ -92,6 +96,28 @@ MAX_UNWRAPPED_KEYS: Final = 4096
 #: Conditional stochastic rounding: the chance to need another draw is at most exp(-1/2) (Kairouz et
 #: al. 2021, section 4), so 64 draws fail with probability exp(-32), about 1e-14.
 MAX_ROUNDING_DRAWS: Final = 64
+
+# --- sealed rounds -----------------------------------------------------------------------------
+
+#: Up to here every client shares masks with every other (Bonawitz et al. 2017), 49 streams at most;
+#: beyond, neighbours grow with the logarithm only (Bell et al. 2020), whose bounds say little
+#: before.
+MAX_COMPLETE_GRAPH: Final = 50
+#: Fewest survivors of a sealed round. Of two, each learns the other's update by taking its own off.
+MIN_SEALED_COHORT: Final = 3
+#: Neighbours of one client in the graph of secure aggregation, and so holders of its shares. What a
+#: client is told of one neighbour (a certificate chain, two statements signed with RSA) is about
+#: 5 kB, and all of them must fit one message. Far above what the dimensioning asks for at fractions
+#: that a mesh can live with: (0.1, 0.1) gives 96 neighbours at 1000 clients.
+MAX_NEIGHBOURS: Final = 512
+#: X25519 keys, nonces, seeds, salts and SHA-256 digests.
+SECRET_BYTES: Final = 32
+#: A Shamir share: an element of the field of 2^256 + 297, which takes 257 bits.
+SHARE_BYTES: Final = 33
+#: Two shares and their salts, and the GCM tag behind them.
+SEALED_SHARES_BYTES: Final = 2 * (SHARE_BYTES + SECRET_BYTES) + GCM_TAG_BYTES
+#: A bitmap over the largest roster.
+MAX_BITMAP_BYTES: Final = MAX_ROSTER // 8
 
 # --- noise and clipping ------------------------------------------------------------------------
 
@@ -105,6 +131,15 @@ MAX_NOISE_MULTIPLIER: Final = 1000.0
 #: above the most, 8 standard deviations would not fit the 24-bit ring.
 MIN_SIGMA: Final = 0.5
 MAX_SIGMA: Final = 1 << 20
+#: Statistical distance of one sample to the exact discrete Gaussian, for every sigma above: at most
+#: 54,000 thresholds of 128 bits, and a tail of 2^-125 (`noise.DiscreteGaussian.distance`).
+MAX_SAMPLE_DISTANCE: Final = 2.0**-112
+#: Least delta in which an epsilon is told: the samplers of ten thousand releases take less than it.
+MIN_DELTA: Final = 1e-15
+
+#: Below this, a sum of discrete Gaussian shares can be told from one discrete Gaussian; from here
+#: on the difference adds less than 1e-10 to an epsilon at a million coordinates (`noise_share`).
+MIN_NOISE_SHARE_SIGMA: Final = 2.0
 
 # --- connections -------------------------------------------------------------------------------
 
@@ -136,6 +171,10 @@ MAX_REMEMBERED_ROUNDS: Final = 64
 MAX_UNSPOOLED_MODEL_BYTES: Final = MODEL_CHUNK_BYTES
 #: Verified statements (encryption keys) that a client keeps, so as not to verify them each round.
 MAX_CACHED_STATEMENTS: Final = 16
+#: Certificates of peers that a client keeps as verified: those of two rounds with most neighbours.
+MAX_CACHED_PEERS: Final = 2 * MAX_NEIGHBOURS
+#: A client's own privacy ledger: half a million rounds at 250 bytes each.
+MAX_LEDGER_BYTES: Final = 128 << 20
 MAX_LIST_PAGE: Final = 1000
 
 assert 8 * MAX_SIGMA <= 1 << (WIRE_BITS - 1)
@@ -180,6 +219,13 @@ assert MODEL_CHUNK_BYTES < MAX_MESSAGE_BYTES // 2
 assert MAX_STATEMENT_BYTES < MAX_MESSAGE_BYTES // 2
 assert 2 * MAX_PHASE_MS <= SERVER_KEY_LIFETIME_MS
 assert MAX_ROSTER * MAX_WEIGHT < 1 << 32
+assert MAX_ROSTER % 8 == 0
+assert MAX_COMPLETE_GRAPH <= MAX_NEIGHBOURS
+# A KeyRoster (a digest and a commitment a member) is one statement, and with leaf hashes and
+# weights one message; so is all that a client is told of its neighbours, at 7 kB each.
+assert 2 * SECRET_BYTES * MAX_ROSTER + 2 * MAX_BITMAP_BYTES < MAX_STATEMENT_BYTES
+assert (3 * SECRET_BYTES + 1) * MAX_ROSTER + 2 * MAX_BITMAP_BYTES < MAX_MESSAGE_BYTES
+assert MAX_NEIGHBOURS * (7 << 10) + SECRET_BYTES * MAX_ROSTER < MAX_MESSAGE_BYTES
 assert MIN_RECONNECT_WAIT_MS < MAX_RECONNECT_WAIT_MS
 # A model of the largest size with two optimizer moments, all float32, fits one envelope.
 assert 3 * 4 * MAX_COORDINATES <= MAX_ENVELOPE_CHUNKS * MODEL_CHUNK_BYTES

@@ -1,4 +1,4 @@
-"""What several messages share: enums, checks, tensors, keys, model manifests.
+"""What several messages share: enums, checks, tensors; keys, model manifests, updates.
 
 See `messages`, which has all of these names too and is what to import.
 """
@@ -279,3 +279,62 @@ class ModelManifest:
     def parameters(self) -> int:
         """Number of coordinates, without lanes."""
         return sum(spec.elements for spec in self.tensors)
+
+
+# --- updates ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateManifest:
+    """What is about to be uploaded: payload of a statement that the client signs."""
+
+    round_id: ids.RoundId
+    attempt: int
+    client_id: ids.ClientId
+    session_id: ids.SessionId
+    configuration_sha256: bytes
+    encryption_key_id: ids.KeyId
+    wrapped_content_key: bytes
+    key_commitment: bytes
+    sha256: bytes
+    size_bytes: int
+    weight: int
+    at_ms: int
+
+    def __post_init__(self) -> None:
+        ids.parse_round_id(self.round_id)
+        check_range("attempt", self.attempt, 1, limits.MAX_ATTEMPTS)
+        ids.parse_client_id(self.client_id)
+        ids.parse_session_id(self.session_id)
+        check_digest("configuration_sha256", self.configuration_sha256)
+        ids.parse_key_id(self.encryption_key_id)
+        # RSA of 3072 to 4096 bits gives 384 to 512 bytes.
+        check_range("size of wrapped_content_key", len(self.wrapped_content_key), 384, 512)
+        check_digest("key_commitment", self.key_commitment)
+        check_digest("sha256", self.sha256)
+        check_range("size_bytes", self.size_bytes, 1, limits.MAX_UPDATE_BYTES)
+        check_range("weight", self.weight, 1, limits.MAX_WEIGHT)
+        check_time("at_ms", self.at_ms)
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateReceipt:
+    """ "Checked, durable, will count": payload of a statement of the mesh."""
+
+    mesh_id: str
+    round_id: ids.RoundId
+    attempt: int
+    client_id: ids.ClientId
+    sha256: bytes
+    received_at_ms: int
+    log_position: int | None = None
+
+    def __post_init__(self) -> None:
+        ids.parse_name("mesh_id", self.mesh_id)
+        ids.parse_round_id(self.round_id)
+        check_range("attempt", self.attempt, 1, limits.MAX_ATTEMPTS)
+        ids.parse_client_id(self.client_id)
+        check_digest("sha256", self.sha256)
+        check_time("received_at_ms", self.received_at_ms)
+        if self.log_position is not None:
+            check_range("log_position", self.log_position, 0, MAX_U64)

@@ -42,6 +42,8 @@ from boltz_protocol.message_parts import (
     Suite,
     TensorSpec,
     TraceContext,
+    UpdateManifest,
+    UpdateReceipt,
     check_count,
     check_digest,
     check_pattern,
@@ -50,27 +52,68 @@ from boltz_protocol.message_parts import (
     check_tensors,
     check_time,
 )
+from boltz_protocol.messages_sealed import (
+    DEALT_SHARES,
+    KEY_ADVERTISEMENT,
+    KEY_ROSTER,
+    SURVIVORS,
+    SURVIVORS_SEEN,
+    Adversary,
+    DealtShare,
+    DealtShares,
+    KeyAdvertisement,
+    KeyRoster,
+    KeyRosterNotice,
+    NonceReveal,
+    Peer,
+    PeersNotice,
+    ReleasedShare,
+    SecureAggregation,
+    ShareKind,
+    SharesDealt,
+    SharesNotice,
+    SharesReleased,
+    SignaturesNotice,
+    Survivors,
+    SurvivorsNotice,
+    SurvivorsSeen,
+)
 from boltz_protocol.statement import Statement
 
 __all__ = [
     "CHECK_IN",
+    "DEALT_SHARES",
     "ENCRYPTION_KEY",
+    "KEY_ADVERTISEMENT",
+    "KEY_ROSTER",
     "MODEL_MANIFEST",
     "PRIVACY_CLIENT_DP",
     "PRIVACY_NONE",
     "PROTOCOL_VERSION",
     "ROUND_CONFIGURATION",
     "RSA_OAEP_SHA256",
+    "SURVIVORS",
+    "SURVIVORS_SEEN",
     "UPDATE_MANIFEST",
     "UPDATE_RECEIPT",
+    "Adversary",
     "CheckIn",
+    "DealtShare",
+    "DealtShares",
     "Dtype",
     "EncryptionKey",
     "HyperValue",
+    "KeyAdvertisement",
+    "KeyRoster",
+    "KeyRosterNotice",
     "Lane",
     "ModelManifest",
+    "NonceReveal",
+    "Peer",
+    "PeersNotice",
     "Phase",
     "ProtocolRange",
+    "ReleasedShare",
     "RosterEntry",
     "RosterSibling",
     "RoundConfiguration",
@@ -78,7 +121,16 @@ __all__ = [
     "RoundMode",
     "RoundOffer",
     "RoundOutcome",
+    "SecureAggregation",
+    "ShareKind",
+    "SharesDealt",
+    "SharesNotice",
+    "SharesReleased",
+    "SignaturesNotice",
     "Suite",
+    "Survivors",
+    "SurvivorsNotice",
+    "SurvivorsSeen",
     "TensorSpec",
     "TraceContext",
     "UpdateManifest",
@@ -161,6 +213,7 @@ class RoundConfiguration:
         bound_l2: largest L2 norm of an encoded update, in integer units.
         noise_multiplier: standard deviation of the noise over the sensitivity of the sum.
         hyperparameters: for the client's trainer, by name; finite numbers, texts, booleans.
+        secure_aggregation: given in every mode but OPEN.
     """
 
     mesh_id: str
@@ -193,6 +246,7 @@ class RoundConfiguration:
     suite: Suite = Suite.V1
     chunk_coordinates: int = limits.CHUNK_PARAMETERS
     protocol_version: int = PROTOCOL_VERSION
+    secure_aggregation: SecureAggregation | None = None
 
     def __post_init__(self) -> None:
         ids.parse_name("mesh_id", self.mesh_id)
@@ -222,6 +276,11 @@ class RoundConfiguration:
         check_range("plan_revision", self.plan_revision, 0, MAX_U32)
         check_digest("optimizer_state_sha256", self.optimizer_state_sha256, optional=True)
         check_range("protocol_version", self.protocol_version, 1, MAX_U32)
+        if (self.secure_aggregation is None) != (self.mode is RoundMode.OPEN):
+            raise MalformedMessage(
+                f"secure_aggregation does not go with mode {self.mode.name}",
+                field="secure_aggregation",
+            )
 
     def _check_numbers(self) -> None:
         check_positive("clip_norm", self.clip_norm)
@@ -356,62 +415,3 @@ class RoundOutcome:
         if len(self.reason) > limits.MAX_NAME_CHARS:
             raise LimitExceeded(f"reason has {len(self.reason)} characters")
         check_range("new_version", self.new_version, 0, MAX_U32)
-
-
-# --- updates ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class UpdateManifest:
-    """What is about to be uploaded: payload of a statement that the client signs."""
-
-    round_id: ids.RoundId
-    attempt: int
-    client_id: ids.ClientId
-    session_id: ids.SessionId
-    configuration_sha256: bytes
-    encryption_key_id: ids.KeyId
-    wrapped_content_key: bytes
-    key_commitment: bytes
-    sha256: bytes
-    size_bytes: int
-    weight: int
-    at_ms: int
-
-    def __post_init__(self) -> None:
-        ids.parse_round_id(self.round_id)
-        check_range("attempt", self.attempt, 1, limits.MAX_ATTEMPTS)
-        ids.parse_client_id(self.client_id)
-        ids.parse_session_id(self.session_id)
-        check_digest("configuration_sha256", self.configuration_sha256)
-        ids.parse_key_id(self.encryption_key_id)
-        # RSA of 3072 to 4096 bits gives 384 to 512 bytes.
-        check_range("size of wrapped_content_key", len(self.wrapped_content_key), 384, 512)
-        check_digest("key_commitment", self.key_commitment)
-        check_digest("sha256", self.sha256)
-        check_range("size_bytes", self.size_bytes, 1, limits.MAX_UPDATE_BYTES)
-        check_range("weight", self.weight, 1, limits.MAX_WEIGHT)
-        check_time("at_ms", self.at_ms)
-
-
-@dataclass(frozen=True, slots=True)
-class UpdateReceipt:
-    """ "Checked, durable, will count": payload of a statement of the mesh."""
-
-    mesh_id: str
-    round_id: ids.RoundId
-    attempt: int
-    client_id: ids.ClientId
-    sha256: bytes
-    received_at_ms: int
-    log_position: int | None = None
-
-    def __post_init__(self) -> None:
-        ids.parse_name("mesh_id", self.mesh_id)
-        ids.parse_round_id(self.round_id)
-        check_range("attempt", self.attempt, 1, limits.MAX_ATTEMPTS)
-        ids.parse_client_id(self.client_id)
-        check_digest("sha256", self.sha256)
-        check_time("received_at_ms", self.received_at_ms)
-        if self.log_position is not None:
-            check_range("log_position", self.log_position, 0, MAX_U64)

@@ -29,6 +29,7 @@ import numpy.typing as npt
 from boltz_protocol import limits
 from boltz_protocol.errors import LimitExceeded, MalformedMessage, NotFinite, ShapeMismatch
 from boltz_protocol.messages import Dtype, TensorSpec, check_tensors
+from boltz_protocol.squares import ROW
 
 Vector = npt.NDArray[np.float32]
 
@@ -131,19 +132,24 @@ def check_finite(tensors: tuple[TensorSpec, ...], vector: Vector, first: int = 0
     """
     for start in range(0, len(vector), _CHECK_BLOCK):
         block = vector[start : start + _CHECK_BLOCK]
-        # The dot with itself is finite unless a coordinate is not, or the squares overflow; only
-        # then is every coordinate looked at.
-        with np.errstate(over="ignore", invalid="ignore"):
-            square = float(np.dot(block, block))
-        if not math.isfinite(square):
-            finite = np.isfinite(block)
-            if not finite.all():
-                coordinate = first + start + int(np.argmin(finite))
-                raise NotFinite(
-                    f"coordinate {coordinate}, in tensor {tensor_at(tensors, coordinate)!r}, "
-                    "is not a finite number",
-                    coordinate=coordinate,
-                )
+        if not _all_finite(block):
+            coordinate = first + start + int(np.argmin(np.isfinite(block)))
+            raise NotFinite(
+                f"coordinate {coordinate}, in tensor {tensor_at(tensors, coordinate)!r}, "
+                "is not a finite number",
+                coordinate=coordinate,
+            )
+
+
+def _all_finite(block: Vector) -> bool:
+    whole = block.size - block.size % ROW
+    rows = block[:whole].reshape(-1, ROW)
+    rest = block[whole:]
+    # The dot with itself is finite unless a coordinate is not, or the squares overflow; only then
+    # is every coordinate looked at.
+    with np.errstate(over="ignore", invalid="ignore"):
+        square = float(np.vecdot(rows, rows).sum()) + float(np.dot(rest, rest))
+    return math.isfinite(square) or bool(np.isfinite(block).all())
 
 
 def tensor_at(tensors: tuple[TensorSpec, ...], coordinate: int) -> str:

@@ -73,6 +73,18 @@ def pack24(values: Int32Array) -> memoryview:
     return out.data[: WIRE_BYTES * values.size]
 
 
+def pack24_wrapped(values: UInt32Array) -> memoryview:
+    """Pack the low 24 bits of masked coordinates, shape (n,), uint32, into 3n bytes.
+
+    A masked coordinate is uniform, so there is no range to check: the upper byte is of no meaning.
+    """
+    assert values.dtype == np.uint32, "masked coordinates are uint32"
+    assert values.ndim == 1, "coordinates are a vector"
+    out = np.empty(WIRE_BYTES * values.size + 1, dtype=np.uint8)
+    _pack_into(np.ascontiguousarray(values).view(np.int32), out)
+    return out.data[: WIRE_BYTES * values.size]
+
+
 def _byte_view(packed: PackedBytes) -> ByteArray:
     raw = np.frombuffer(packed, dtype=np.uint8)
     if raw.size % WIRE_BYTES:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 from boltz_protocol import limits
 from boltz_protocol.context import UpdateContext
@@ -10,6 +11,8 @@ from boltz_protocol.encoding import Encoding
 from boltz_protocol.envelope import ChunkLayout
 from boltz_protocol.ids import ClientId, KeyId, SessionId
 from boltz_protocol.messages import RoundConfiguration
+from boltz_protocol.noise_share import share_variance
+from boltz_protocol.secagg.graph import colluders
 
 
 def update_context(
@@ -61,4 +64,21 @@ def round_encoding(configuration: RoundConfiguration) -> Encoding:
         coordinates=configuration.coordinates,
         cohort_max=configuration.roster_size,
         noise_multiplier=configuration.noise_multiplier,
+    )
+
+
+def round_share_variance(configuration: RoundConfiguration, encoding: Encoding) -> Fraction:
+    """Variance of the noise that each client of a sealed round adds, in squared ring units.
+
+    Args:
+        encoding: of `configuration`.
+
+    Raises: InvalidPlan where the roster's colluders could leave no noise, or too little to draw.
+    """
+    settings = configuration.secure_aggregation
+    assert settings is not None, "in an open round the mesh adds the noise"
+    return share_variance(
+        encoding,
+        least_survivors=configuration.min_survivors,
+        colluders=colluders(configuration.roster_size, settings.corrupt_fraction),
     )

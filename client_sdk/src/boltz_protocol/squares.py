@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 #: Numbers worked on at once: 256 KiB of float64 stays in the second-level cache.
 BLOCK: Final = 1 << 15
-_ROW: Final = 1 << 13
+#: Numbers of one dot product.
+ROW: Final = 1 << 13
 
 
 def sum_of_squares(reals: npt.NDArray[np.float64]) -> float:
@@ -24,7 +25,7 @@ def sum_of_squares(reals: npt.NDArray[np.float64]) -> float:
     below 2^-38; integers are summed exactly as long as the result is below 2^53, since the first
     inexact partial sum would reach that, and later terms never bring a sum down again.
     """
-    whole = reals.size - reals.size % _ROW
-    rows = reals[:whole].reshape(-1, _ROW)
+    whole = reals.size - reals.size % ROW
+    rows = reals[:whole].reshape(-1, ROW)
     rest = reals[whole:]
     return float(np.vecdot(rows, rows).sum()) + float(np.dot(rest, rest))

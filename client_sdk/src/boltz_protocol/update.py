@@ -30,7 +30,7 @@ from boltz_protocol.limits import (
     MAX_WEIGHT,
     WIRE_BYTES,
 )
-from boltz_protocol.packing import pack24
+from boltz_protocol.packing import pack24_wrapped
 
 Float32Array = npt.NDArray[np.float32]
 Int32Array = npt.NDArray[np.int32]
@@ -252,7 +252,10 @@ class OpenUpdate:
 
     def chunk(self, index: int) -> memoryview:
         """The packed bytes of one chunk. Raises: ChunkOutOfOrder when there is no such chunk."""
-        return pack24(self.encoded.values[chunk_slice(index, self.encoded.values.size)])
+        values = self.encoded.values[chunk_slice(index, self.encoded.values.size)]
+        # No range to check: no coordinate is larger than the norm, and `encode` has checked that
+        # against the encoding's bound, which is below 2^23.
+        return pack24_wrapped(values.view(np.uint32))
 
     def __iter__(self) -> Iterator[memoryview]:
         """All chunks in order."""

@@ -177,6 +177,16 @@ def root(leaves: Sequence[WeightLeaf]) -> SumNode:
     return _subtree(_leaf_nodes(leaves))
 
 
+def root_of_nodes(nodes: Sequence[SumNode]) -> SumNode:
+    """The root over leaves of which only hash and weight are known, in roster order.
+
+    Raises: MalformedMessage on an empty or oversize roster.
+    """
+    if not 1 <= len(nodes) <= MAX_ROSTER:
+        raise MalformedMessage(f"a roster of {len(nodes)}; 1 to {MAX_ROSTER} clients take part")
+    return _subtree(nodes)
+
+
 def prove(leaves: Sequence[WeightLeaf], index: int) -> tuple[SumNode, ...]:
     """The siblings on the way from leaf `index` to the root, lowest first.
 

@@ -31,15 +31,15 @@ class _PhaseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Phase.ValueType
     PHASE_SELECTING: _Phase.ValueType  # 1
     """Waiting for enough clients to check in."""
     PHASE_ADVERTISING_KEYS: _Phase.ValueType  # 2
-    """Clients advertise fresh public keys."""
+    """Clients advertise fresh public keys; in rounds of more than 50 they then reveal what the graph of neighbours is made of."""
     PHASE_SHARING_KEYS: _Phase.ValueType  # 3
     """Clients share their secrets among their neighbours."""
     PHASE_COLLECTING: _Phase.ValueType  # 4
     """Clients train and upload."""
     PHASE_CHECKING_CONSISTENCY: _Phase.ValueType  # 5
-    """Survivors agree on who survived."""
+    """Clients sign who survived, so that all of them release shares for the same set."""
     PHASE_UNMASKING: _Phase.ValueType  # 6
-    """Survivors release what removes the masks."""
+    """Clients release what removes the masks. The privacy ledger is charged on entry, whatever comes of the round."""
     PHASE_AGGREGATING: _Phase.ValueType  # 7
     """The server folds the updates."""
     PHASE_RELEASING: _Phase.ValueType  # 8
@@ -57,15 +57,15 @@ PHASE_UNSPECIFIED: Phase.ValueType  # 0
 PHASE_SELECTING: Phase.ValueType  # 1
 """Waiting for enough clients to check in."""
 PHASE_ADVERTISING_KEYS: Phase.ValueType  # 2
-"""Clients advertise fresh public keys."""
+"""Clients advertise fresh public keys; in rounds of more than 50 they then reveal what the graph of neighbours is made of."""
 PHASE_SHARING_KEYS: Phase.ValueType  # 3
 """Clients share their secrets among their neighbours."""
 PHASE_COLLECTING: Phase.ValueType  # 4
 """Clients train and upload."""
 PHASE_CHECKING_CONSISTENCY: Phase.ValueType  # 5
-"""Survivors agree on who survived."""
+"""Clients sign who survived, so that all of them release shares for the same set."""
 PHASE_UNMASKING: Phase.ValueType  # 6
-"""Survivors release what removes the masks."""
+"""Clients release what removes the masks. The privacy ledger is charged on entry, whatever comes of the round."""
 PHASE_AGGREGATING: Phase.ValueType  # 7
 """The server folds the updates."""
 PHASE_RELEASING: Phase.ValueType  # 8
@@ -75,6 +75,54 @@ PHASE_PUBLISHED: Phase.ValueType  # 9
 PHASE_ABORTED: Phase.ValueType  # 10
 """Ended without a result; `reason` says why."""
 Global___Phase: _TypeAlias = Phase  # noqa: Y015
+
+class _Adversary:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _AdversaryEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Adversary.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ADVERSARY_UNSPECIFIED: _Adversary.ValueType  # 0
+    """Never valid."""
+    ADVERSARY_SEMI_HONEST: _Adversary.ValueType  # 1
+    """They follow the protocol and pool what they see."""
+    ADVERSARY_SEMI_MALICIOUS: _Adversary.ValueType  # 2
+    """Beyond that, the server may tell different clients different things once keys are exchanged."""
+
+class Adversary(_Adversary, metaclass=_AdversaryEnumTypeWrapper):
+    """What the server and the clients that collude with it may do."""
+
+ADVERSARY_UNSPECIFIED: Adversary.ValueType  # 0
+"""Never valid."""
+ADVERSARY_SEMI_HONEST: Adversary.ValueType  # 1
+"""They follow the protocol and pool what they see."""
+ADVERSARY_SEMI_MALICIOUS: Adversary.ValueType  # 2
+"""Beyond that, the server may tell different clients different things once keys are exchanged."""
+Global___Adversary: _TypeAlias = Adversary  # noqa: Y015
+
+class _ShareKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ShareKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ShareKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SHARE_KIND_UNSPECIFIED: _ShareKind.ValueType  # 0
+    """Never valid."""
+    SHARE_KIND_MASK_KEY: _ShareKind.ValueType  # 1
+    """The private key that pair masks are made from: released for a sharer that did not survive."""
+    SHARE_KIND_SEED: _ShareKind.ValueType  # 2
+    """The seed of the self mask: released for a survivor."""
+
+class ShareKind(_ShareKind, metaclass=_ShareKindEnumTypeWrapper):
+    """Which of a dealer's two secrets a share is of."""
+
+SHARE_KIND_UNSPECIFIED: ShareKind.ValueType  # 0
+"""Never valid."""
+SHARE_KIND_MASK_KEY: ShareKind.ValueType  # 1
+"""The private key that pair masks are made from: released for a sharer that did not survive."""
+SHARE_KIND_SEED: ShareKind.ValueType  # 2
+"""The seed of the self mask: released for a survivor."""
+Global___ShareKind: _TypeAlias = ShareKind  # noqa: Y015
 
 @_typing.final
 class ParticipateRequest(_message.Message):
@@ -87,6 +135,11 @@ class ParticipateRequest(_message.Message):
 
     CHECK_IN_FIELD_NUMBER: _builtins.int
     DECLINE_FIELD_NUMBER: _builtins.int
+    KEY_ADVERTISEMENT_FIELD_NUMBER: _builtins.int
+    NONCE_REVEAL_FIELD_NUMBER: _builtins.int
+    SHARES_DEALT_FIELD_NUMBER: _builtins.int
+    SURVIVORS_SEEN_FIELD_NUMBER: _builtins.int
+    SHARES_RELEASED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def check_in(self) -> _common_pb2.SignedStatement:
         """Payload is a CheckIn, signed by the client. Set by the client."""
@@ -95,17 +148,42 @@ class ParticipateRequest(_message.Message):
     def decline(self) -> Global___RoundDecline:
         """The client will not take part in the round it was offered. Set by the client."""
 
+    @_builtins.property
+    def key_advertisement(self) -> _common_pb2.SignedStatement:
+        """Answer to an offer. Payload is a KeyAdvertisement, signed by the client. Set by the client."""
+
+    @_builtins.property
+    def nonce_reveal(self) -> Global___NonceReveal:
+        """Answer to a KeyRosterNotice, in rounds of more than 50 members only. Set by the client."""
+
+    @_builtins.property
+    def shares_dealt(self) -> Global___SharesDealt:
+        """Answer to a PeersNotice. Set by the client."""
+
+    @_builtins.property
+    def survivors_seen(self) -> _common_pb2.SignedStatement:
+        """Answer to a SurvivorsNotice. Payload is a SurvivorsSeen, signed by the client. Set by the client."""
+
+    @_builtins.property
+    def shares_released(self) -> Global___SharesReleased:
+        """Answer to a SignaturesNotice. Set by the client."""
+
     def __init__(
         self,
         *,
         check_in: _common_pb2.SignedStatement | None = ...,
         decline: Global___RoundDecline | None = ...,
+        key_advertisement: _common_pb2.SignedStatement | None = ...,
+        nonce_reveal: Global___NonceReveal | None = ...,
+        shares_dealt: Global___SharesDealt | None = ...,
+        survivors_seen: _common_pb2.SignedStatement | None = ...,
+        shares_released: Global___SharesReleased | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["check_in", b"check_in", "decline", b"decline", "message", b"message"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["check_in", b"check_in", "decline", b"decline", "key_advertisement", b"key_advertisement", "message", b"message", "nonce_reveal", b"nonce_reveal", "shares_dealt", b"shares_dealt", "shares_released", b"shares_released", "survivors_seen", b"survivors_seen"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["check_in", b"check_in", "decline", b"decline", "message", b"message"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["check_in", b"check_in", "decline", b"decline", "key_advertisement", b"key_advertisement", "message", b"message", "nonce_reveal", b"nonce_reveal", "shares_dealt", b"shares_dealt", "shares_released", b"shares_released", "survivors_seen", b"survivors_seen"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["check_in", "decline"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["check_in", "decline", "key_advertisement", "nonce_reveal", "shares_dealt", "survivors_seen", "shares_released"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -212,6 +290,11 @@ class ParticipateResponse(_message.Message):
     WELCOME_FIELD_NUMBER: _builtins.int
     OFFER_FIELD_NUMBER: _builtins.int
     OUTCOME_FIELD_NUMBER: _builtins.int
+    KEY_ROSTER_FIELD_NUMBER: _builtins.int
+    PEERS_FIELD_NUMBER: _builtins.int
+    SHARES_FIELD_NUMBER: _builtins.int
+    SURVIVORS_FIELD_NUMBER: _builtins.int
+    SIGNATURES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___Welcome:
         """The check-in is recorded. Set by the server."""
@@ -224,18 +307,43 @@ class ParticipateResponse(_message.Message):
     def outcome(self) -> Global___RoundOutcome:
         """A round the client was selected for has ended. Set by the server."""
 
+    @_builtins.property
+    def key_roster(self) -> Global___KeyRosterNotice:
+        """Whose keys are in. Set by the server."""
+
+    @_builtins.property
+    def peers(self) -> Global___PeersNotice:
+        """Who the client's neighbours are. Set by the server."""
+
+    @_builtins.property
+    def shares(self) -> Global___SharesNotice:
+        """The shares dealt to the client: it may mask and upload now. Set by the server."""
+
+    @_builtins.property
+    def survivors(self) -> Global___SurvivorsNotice:
+        """Who survived. Set by the server."""
+
+    @_builtins.property
+    def signatures(self) -> Global___SignaturesNotice:
+        """What the neighbours signed. Set by the server."""
+
     def __init__(
         self,
         *,
         welcome: Global___Welcome | None = ...,
         offer: Global___RoundOffer | None = ...,
         outcome: Global___RoundOutcome | None = ...,
+        key_roster: Global___KeyRosterNotice | None = ...,
+        peers: Global___PeersNotice | None = ...,
+        shares: Global___SharesNotice | None = ...,
+        survivors: Global___SurvivorsNotice | None = ...,
+        signatures: Global___SignaturesNotice | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "offer", b"offer", "outcome", b"outcome", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["key_roster", b"key_roster", "message", b"message", "offer", b"offer", "outcome", b"outcome", "peers", b"peers", "shares", b"shares", "signatures", b"signatures", "survivors", b"survivors", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "offer", b"offer", "outcome", b"outcome", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key_roster", b"key_roster", "message", b"message", "offer", b"offer", "outcome", b"outcome", "peers", b"peers", "shares", b"shares", "signatures", b"signatures", "survivors", b"survivors", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "offer", "outcome"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "offer", "outcome", "key_roster", "peers", "shares", "survivors", "signatures"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -363,6 +471,7 @@ class RoundConfiguration(_message.Message):
     OPTIMIZER_STATE_SHA256_FIELD_NUMBER: _builtins.int
     CREATED_AT_MS_FIELD_NUMBER: _builtins.int
     PROTOCOL_VERSION_FIELD_NUMBER: _builtins.int
+    SECURE_AGGREGATION_FIELD_NUMBER: _builtins.int
     mesh_id: _builtins.str
     """Name of the mesh. Set by the server."""
     round_id: _builtins.str
@@ -429,6 +538,10 @@ class RoundConfiguration(_message.Message):
     def hyperparameters_json(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Hyper-parameters for the client's trainer, as JSON values (numbers, texts, booleans) by name. Set by the plan."""
 
+    @_builtins.property
+    def secure_aggregation(self) -> Global___SecureAggregation:
+        """What the graph of neighbours must withstand; present exactly when `mode` is not ROUND_MODE_OPEN. Set by the plan."""
+
     def __init__(
         self,
         *,
@@ -462,14 +575,47 @@ class RoundConfiguration(_message.Message):
         optimizer_state_sha256: _builtins.bytes = ...,
         created_at_ms: _builtins.int = ...,
         protocol_version: _builtins.int = ...,
+        secure_aggregation: Global___SecureAggregation | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["encryption_key", b"encryption_key"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["encryption_key", b"encryption_key", "secure_aggregation", b"secure_aggregation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "base_version", b"base_version", "bound_l2", b"bound_l2", "chunk_coordinates", b"chunk_coordinates", "clip_norm", b"clip_norm", "created_at_ms", b"created_at_ms", "deadline_ms", b"deadline_ms", "delta", b"delta", "encryption_key", b"encryption_key", "epsilon_budget", b"epsilon_budget", "hyperparameters_json", b"hyperparameters_json", "lanes", b"lanes", "max_weight", b"max_weight", "mesh_id", b"mesh_id", "min_survivors", b"min_survivors", "mode", b"mode", "model_id", b"model_id", "model_sha256", b"model_sha256", "noise_multiplier", b"noise_multiplier", "optimizer_state_sha256", b"optimizer_state_sha256", "parameters", b"parameters", "plan_revision", b"plan_revision", "privacy", b"privacy", "protocol_version", b"protocol_version", "roster_root", b"roster_root", "roster_size", b"roster_size", "round_id", b"round_id", "scale", b"scale", "suite", b"suite", "total_weight", b"total_weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "base_version", b"base_version", "bound_l2", b"bound_l2", "chunk_coordinates", b"chunk_coordinates", "clip_norm", b"clip_norm", "created_at_ms", b"created_at_ms", "deadline_ms", b"deadline_ms", "delta", b"delta", "encryption_key", b"encryption_key", "epsilon_budget", b"epsilon_budget", "hyperparameters_json", b"hyperparameters_json", "lanes", b"lanes", "max_weight", b"max_weight", "mesh_id", b"mesh_id", "min_survivors", b"min_survivors", "mode", b"mode", "model_id", b"model_id", "model_sha256", b"model_sha256", "noise_multiplier", b"noise_multiplier", "optimizer_state_sha256", b"optimizer_state_sha256", "parameters", b"parameters", "plan_revision", b"plan_revision", "privacy", b"privacy", "protocol_version", b"protocol_version", "roster_root", b"roster_root", "roster_size", b"roster_size", "round_id", b"round_id", "scale", b"scale", "secure_aggregation", b"secure_aggregation", "suite", b"suite", "total_weight", b"total_weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RoundConfiguration: _TypeAlias = RoundConfiguration  # noqa: Y015
+
+@_typing.final
+class SecureAggregation(_message.Message):
+    """What secure aggregation is dimensioned for. Number of neighbours and threshold follow from it and from the number of members by a
+    published rule (see docs/partners.md), so that each client computes them itself.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CORRUPT_FRACTION_FIELD_NUMBER: _builtins.int
+    DROPOUT_FRACTION_FIELD_NUMBER: _builtins.int
+    ADVERSARY_FIELD_NUMBER: _builtins.int
+    corrupt_fraction: _builtins.float
+    """Fraction of the members that may collude with the server, 0 to below 1. Set by the plan."""
+    dropout_fraction: _builtins.float
+    """Fraction of the members that may drop out, 0 to below 1. Set by the plan."""
+    adversary: Global___Adversary.ValueType
+    """What those that collude may do. Set by the plan."""
+    def __init__(
+        self,
+        *,
+        corrupt_fraction: _builtins.float = ...,
+        dropout_fraction: _builtins.float = ...,
+        adversary: Global___Adversary.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adversary", b"adversary", "corrupt_fraction", b"corrupt_fraction", "dropout_fraction", b"dropout_fraction"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SecureAggregation: _TypeAlias = SecureAggregation  # noqa: Y015
 
 @_typing.final
 class RosterEntry(_message.Message):
@@ -620,6 +766,591 @@ class RoundOutcome(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RoundOutcome: _TypeAlias = RoundOutcome  # noqa: Y015
+
+@_typing.final
+class KeyAdvertisement(_message.Message):
+    """--- sealed rounds ------------------------------------------------------------------------------------------------------
+
+    A position is an index in the roster of the offer, from 0, and is never re-numbered. A bitmap is over the whole roster: position i
+    is bit i % 8 (least significant first) of byte i / 8; it has ceil(roster_size / 8) bytes, and spare bits are zero.
+    Members are the positions in the KeyRoster; graph members those of them that revealed their nonce (all, with at most 50 members).
+
+    The fresh public keys of one client for one attempt. Payload of a statement signed by the client.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROUND_ID_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    CLIENT_ID_FIELD_NUMBER: _builtins.int
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    CONFIGURATION_SHA256_FIELD_NUMBER: _builtins.int
+    SHARE_PUBLIC_KEY_FIELD_NUMBER: _builtins.int
+    MASK_PUBLIC_KEY_FIELD_NUMBER: _builtins.int
+    NONCE_COMMITMENT_FIELD_NUMBER: _builtins.int
+    round_id: _builtins.str
+    """Which round. Set by the client."""
+    attempt: _builtins.int
+    """Which attempt, 1 to 3. Set by the client."""
+    client_id: _builtins.str
+    """The client's own id. Set by the client."""
+    session_id: _builtins.str
+    """The session that checked in; the private keys live and die with it. Set by the client."""
+    configuration_sha256: _builtins.bytes
+    """Digest of the RoundConfiguration statement, 32 bytes. Set by the client."""
+    share_public_key: _builtins.bytes
+    """X25519 public key that shares are encrypted under, 32 bytes. Set by the client."""
+    mask_public_key: _builtins.bytes
+    """X25519 public key that masks are made from, 32 bytes. Set by the client."""
+    nonce_commitment: _builtins.bytes
+    """Commitment to the client's nonce, 32 bytes (see docs/partners.md). Set by the client."""
+    def __init__(
+        self,
+        *,
+        round_id: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        client_id: _builtins.str = ...,
+        session_id: _builtins.str = ...,
+        configuration_sha256: _builtins.bytes = ...,
+        share_public_key: _builtins.bytes = ...,
+        mask_public_key: _builtins.bytes = ...,
+        nonce_commitment: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "client_id", b"client_id", "configuration_sha256", b"configuration_sha256", "mask_public_key", b"mask_public_key", "nonce_commitment", b"nonce_commitment", "round_id", b"round_id", "session_id", b"session_id", "share_public_key", b"share_public_key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KeyAdvertisement: _TypeAlias = KeyAdvertisement  # noqa: Y015
+
+@_typing.final
+class KeyRoster(_message.Message):
+    """Whose keys are in: everybody gets the same. Payload of a statement signed by the mesh."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESH_ID_FIELD_NUMBER: _builtins.int
+    ROUND_ID_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    CONFIGURATION_SHA256_FIELD_NUMBER: _builtins.int
+    MEMBERS_FIELD_NUMBER: _builtins.int
+    ADVERTISEMENT_SHA256S_FIELD_NUMBER: _builtins.int
+    NONCE_COMMITMENTS_FIELD_NUMBER: _builtins.int
+    mesh_id: _builtins.str
+    """Name of the mesh. Set by the server."""
+    round_id: _builtins.str
+    """Which round. Set by the server."""
+    attempt: _builtins.int
+    """Which attempt, 1 to 3. Set by the server."""
+    configuration_sha256: _builtins.bytes
+    """Digest of the RoundConfiguration statement, 32 bytes. Set by the server."""
+    members: _builtins.bytes
+    """Bitmap of the members: the positions whose KeyAdvertisement arrived in time. Set by the server."""
+    advertisement_sha256s: _builtins.bytes
+    """Digests of the members' KeyAdvertisement statements, 32 bytes each, in roster order. Set by the server."""
+    nonce_commitments: _builtins.bytes
+    """Their nonce commitments, 32 bytes each, in roster order. Set by the server."""
+    def __init__(
+        self,
+        *,
+        mesh_id: _builtins.str = ...,
+        round_id: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        configuration_sha256: _builtins.bytes = ...,
+        members: _builtins.bytes = ...,
+        advertisement_sha256s: _builtins.bytes = ...,
+        nonce_commitments: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["advertisement_sha256s", b"advertisement_sha256s", "attempt", b"attempt", "configuration_sha256", b"configuration_sha256", "members", b"members", "mesh_id", b"mesh_id", "nonce_commitments", b"nonce_commitments", "round_id", b"round_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KeyRoster: _TypeAlias = KeyRoster  # noqa: Y015
+
+@_typing.final
+class KeyRosterNotice(_message.Message):
+    """The key roster, and what shows that it stands on the roster that the configuration commits to."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_ROSTER_FIELD_NUMBER: _builtins.int
+    LEAF_HASHES_FIELD_NUMBER: _builtins.int
+    WEIGHTS_FIELD_NUMBER: _builtins.int
+    leaf_hashes: _builtins.bytes
+    """Hashes of the leaves of the roster's Merkle sum tree, 32 bytes a position. Set by the server."""
+    weights: _builtins.bytes
+    """Weights, 1 to 255, one byte a position. With `leaf_hashes` they give `roster_root` and `total_weight`. Set by the server."""
+    @_builtins.property
+    def key_roster(self) -> _common_pb2.SignedStatement:
+        """Payload is a KeyRoster, signed by the mesh. Set by the server."""
+
+    def __init__(
+        self,
+        *,
+        key_roster: _common_pb2.SignedStatement | None = ...,
+        leaf_hashes: _builtins.bytes = ...,
+        weights: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["key_roster", b"key_roster"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key_roster", b"key_roster", "leaf_hashes", b"leaf_hashes", "weights", b"weights"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KeyRosterNotice: _TypeAlias = KeyRosterNotice  # noqa: Y015
+
+@_typing.final
+class NonceReveal(_message.Message):
+    """Opens the commitment of a KeyAdvertisement, now that the key roster is fixed: the graph comes from all nonces, so nobody chooses it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROUND_ID_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    NONCE_FIELD_NUMBER: _builtins.int
+    round_id: _builtins.str
+    """Which round. Set by the client."""
+    attempt: _builtins.int
+    """Which attempt, 1 to 3. Set by the client."""
+    nonce: _builtins.bytes
+    """The nonce, 32 random bytes. Set by the client."""
+    def __init__(
+        self,
+        *,
+        round_id: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        nonce: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "nonce", b"nonce", "round_id", b"round_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NonceReveal: _TypeAlias = NonceReveal  # noqa: Y015
+
+@_typing.final
+class PeersNotice(_message.Message):
+    """Who the receiver's neighbours are, with all that it needs to check it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROUND_ID_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    REVEALED_FIELD_NUMBER: _builtins.int
+    NONCES_FIELD_NUMBER: _builtins.int
+    PEERS_FIELD_NUMBER: _builtins.int
+    round_id: _builtins.str
+    """Which round. Set by the server."""
+    attempt: _builtins.int
+    """Which attempt, 1 to 3. Set by the server."""
+    revealed: _builtins.bytes
+    """Bitmap of the graph members. Set by the server."""
+    nonces: _builtins.bytes
+    """Nonces of the graph members, 32 bytes each, in roster order; empty with at most 50 members. Set by the server."""
+    @_builtins.property
+    def peers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Peer]:
+        """All neighbours of the receiver, by ascending position, 1 to 512. Set by the server."""
+
+    def __init__(
+        self,
+        *,
+        round_id: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        revealed: _builtins.bytes = ...,
+        nonces: _builtins.bytes = ...,
+        peers: _abc.Iterable[Global___Peer] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "nonces", b"nonces", "peers", b"peers", "revealed", b"revealed", "round_id", b"round_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PeersNotice: _TypeAlias = PeersNotice  # noqa: Y015
+
+@_typing.final
+class Peer(_message.Message):
+    """One neighbour."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROSTER_ENTRY_FIELD_NUMBER: _builtins.int
+    ADVERTISEMENT_FIELD_NUMBER: _builtins.int
+    roster_entry: _builtins.bytes
+    """Its RosterEntry, serialized as it was hashed into the roster tree. Set by the server."""
+    @_builtins.property
+    def advertisement(self) -> _common_pb2.SignedStatement:
+        """Payload is its KeyAdvertisement, signed by itself. Set by the server."""
+
+    def __init__(
+        self,
+        *,
+        roster_entry: _builtins.bytes = ...,
+        advertisement: _common_pb2.SignedStatement | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["advertisement", b"advertisement"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["advertisement", b"advertisement", "roster_entry", b"roster_entry"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Peer: _TypeAlias = Peer  # noqa: Y015
+
+@_typing.final
+class DealtShares(_message.Message):
+    """What a client has dealt to whom. Payload of a statement signed by the client (the dealer)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROUND_ID_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    CLIENT_ID_FIELD_NUMBER: _builtins.int
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    KEY_ROSTER_SHA256_FIELD_NUMBER: _builtins.int
+    SEED_COMMITMENT_FIELD_NUMBER: _builtins.int
+    HOLDERS_FIELD_NUMBER: _builtins.int
+    COMMITMENTS_FIELD_NUMBER: _builtins.int
+    round_id: _builtins.str
+    """Which round. Set by the client."""
+    attempt: _builtins.int
+    """Which attempt, 1 to 3. Set by the client."""
+    client_id: _builtins.str
+    """The client's own id. Set by the client."""
+    session_id: _builtins.str
+    """The session that checked in. Set by the client."""
+    key_roster_sha256: _builtins.bytes
+    """Digest of the KeyRoster statement, 32 bytes. Set by the client."""
+    seed_commitment: _builtins.bytes
+    """Commitment to the seed of the client's self mask, 32 bytes (see docs/partners.md). Set by the client."""
+    commitments: _builtins.bytes
+    """For each holder, in this order, 64 bytes: commitment to its share of the mask key, then to its share of the seed. Set by the client."""
+    @_builtins.property
+    def holders(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Positions that hold a share, ascending, 1 to 512 of them: the neighbours, and in a complete graph the dealer itself. Set by the
+        client.
+        """
+
+    def __init__(
+        self,
+        *,
+        round_id: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        client_id: _builtins.str = ...,
+        session_id: _builtins.str = ...,
+        key_roster_sha256: _builtins.bytes = ...,
+        seed_commitment: _builtins.bytes = ...,
+        holders: _abc.Iterable[_builtins.int] | None = ...,
+        commitments: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "client_id", b"client_id", "commitments", b"commitments", "holders", b"holders", "key_roster_sha256", b"key_roster_sha256", "round_id", b"round_id", "seed_commitment", b"seed_commitment", "session_id", b"session_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DealtShares: _TypeAlias = DealtShares  # noqa: Y015
+
+@_typing.final
+class SharesDealt(_message.Message):
+    """Shares for the neighbours, encrypted for each of them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEALT_FIELD_NUMBER: _builtins.int
+    SEALED_SHARES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def dealt(self) -> _common_pb2.SignedStatement:
+        """Payload is a DealtShares, signed by the client. Set by the client."""
+
+    @_builtins.property
+    def sealed_shares(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """One for each of `holders`, in this order, 146 bytes; empty for the dealer itself. Set by the client."""
+
+    def __init__(
+        self,
+        *,
+        dealt: _common_pb2.SignedStatement | None = ...,
+        sealed_shares: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["dealt", b"dealt"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dealt", b"dealt", "sealed_shares", b"sealed_shares"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SharesDealt: _TypeAlias = SharesDealt  # noqa: Y015
+
+@_typing.final
+class SharesNotice(_message.Message):
+    """The shares dealt to the receiver. Those that dealt are the sharers; only they may upload."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROUND_ID_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    SHARES_FIELD_NUMBER: _builtins.int
+    round_id: _builtins.str
+    """Which round. Set by the server."""
+    attempt: _builtins.int
+    """Which attempt, 1 to 3. Set by the server."""
+    @_builtins.property
+    def shares(self) -> _containers.RepeatedCompositeFieldContainer[Global___DealtShare]:
+        """From all sharers whose shares the receiver holds, but itself, by ascending position, at most 512. Set by the server."""
+
+    def __init__(
+        self,
+        *,
+        round_id: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        shares: _abc.Iterable[Global___DealtShare] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "round_id", b"round_id", "shares", b"shares"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SharesNotice: _TypeAlias = SharesNotice  # noqa: Y015
+
+@_typing.final
+class DealtShare(_message.Message):
+    """Two shares of one dealer, for one holder."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEALER_FIELD_NUMBER: _builtins.int
+    SEALED_SHARE_FIELD_NUMBER: _builtins.int
+    MASK_KEY_COMMITMENT_FIELD_NUMBER: _builtins.int
+    SEED_COMMITMENT_FIELD_NUMBER: _builtins.int
+    dealer: _builtins.int
+    """Position of the dealer. Set by the server."""
+    sealed_share: _builtins.bytes
+    """Encrypted for the holder, 146 bytes. Set by the dealer."""
+    mask_key_commitment: _builtins.bytes
+    """Commitment to the share of the mask key, 32 bytes, from the dealer's DealtShares. Set by the dealer."""
+    seed_commitment: _builtins.bytes
+    """Commitment to the share of the seed, 32 bytes, from the dealer's DealtShares. Set by the dealer."""
+    def __init__(
+        self,
+        *,
+        dealer: _builtins.int = ...,
+        sealed_share: _builtins.bytes = ...,
+        mask_key_commitment: _builtins.bytes = ...,
+        seed_commitment: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dealer", b"dealer", "mask_key_commitment", b"mask_key_commitment", "sealed_share", b"sealed_share", "seed_commitment", b"seed_commitment"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DealtShare: _TypeAlias = DealtShare  # noqa: Y015
+
+@_typing.final
+class Survivors(_message.Message):
+    """Who survived: everybody gets the same. Payload of a statement signed by the mesh."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESH_ID_FIELD_NUMBER: _builtins.int
+    ROUND_ID_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    KEY_ROSTER_SHA256_FIELD_NUMBER: _builtins.int
+    SURVIVORS_FIELD_NUMBER: _builtins.int
+    mesh_id: _builtins.str
+    """Name of the mesh. Set by the server."""
+    round_id: _builtins.str
+    """Which round. Set by the server."""
+    attempt: _builtins.int
+    """Which attempt, 1 to 3. Set by the server."""
+    key_roster_sha256: _builtins.bytes
+    """Digest of the KeyRoster statement, 32 bytes. Set by the server."""
+    survivors: _builtins.bytes
+    """Bitmap of the sharers whose update has a receipt. Set by the server."""
+    def __init__(
+        self,
+        *,
+        mesh_id: _builtins.str = ...,
+        round_id: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        key_roster_sha256: _builtins.bytes = ...,
+        survivors: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "key_roster_sha256", b"key_roster_sha256", "mesh_id", b"mesh_id", "round_id", b"round_id", "survivors", b"survivors"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Survivors: _TypeAlias = Survivors  # noqa: Y015
+
+@_typing.final
+class SurvivorsNotice(_message.Message):
+    """The survivors, to be signed by all sharers, survivors or not."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SURVIVORS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def survivors(self) -> _common_pb2.SignedStatement:
+        """Payload is a Survivors, signed by the mesh. Set by the server."""
+
+    def __init__(
+        self,
+        *,
+        survivors: _common_pb2.SignedStatement | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["survivors", b"survivors"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["survivors", b"survivors"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SurvivorsNotice: _TypeAlias = SurvivorsNotice  # noqa: Y015
+
+@_typing.final
+class SurvivorsSeen(_message.Message):
+    """"These are the survivors that I was shown." Payload of a statement signed by the client; it signs one bitmap an attempt, ever."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROUND_ID_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    CLIENT_ID_FIELD_NUMBER: _builtins.int
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    KEY_ROSTER_SHA256_FIELD_NUMBER: _builtins.int
+    SURVIVORS_FIELD_NUMBER: _builtins.int
+    round_id: _builtins.str
+    """Which round. Set by the client."""
+    attempt: _builtins.int
+    """Which attempt, 1 to 3. Set by the client."""
+    client_id: _builtins.str
+    """The client's own id. Set by the client."""
+    session_id: _builtins.str
+    """The session that checked in. Set by the client."""
+    key_roster_sha256: _builtins.bytes
+    """Digest of the KeyRoster statement, 32 bytes. Set by the client."""
+    survivors: _builtins.bytes
+    """The bitmap of the Survivors statement. Set by the client."""
+    def __init__(
+        self,
+        *,
+        round_id: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        client_id: _builtins.str = ...,
+        session_id: _builtins.str = ...,
+        key_roster_sha256: _builtins.bytes = ...,
+        survivors: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "client_id", b"client_id", "key_roster_sha256", b"key_roster_sha256", "round_id", b"round_id", "session_id", b"session_id", "survivors", b"survivors"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SurvivorsSeen: _TypeAlias = SurvivorsSeen  # noqa: Y015
+
+@_typing.final
+class SignaturesNotice(_message.Message):
+    """What the neighbours signed. A client releases shares only after as many signatures on its own bitmap as the threshold asks for."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROUND_ID_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    SIGNATURES_FIELD_NUMBER: _builtins.int
+    round_id: _builtins.str
+    """Which round. Set by the server."""
+    attempt: _builtins.int
+    """Which attempt, 1 to 3. Set by the server."""
+    @_builtins.property
+    def signatures(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.SignedStatement]:
+        """Payloads are SurvivorsSeen, each signed by one neighbour of the receiver; at most 512. Set by the server."""
+
+    def __init__(
+        self,
+        *,
+        round_id: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        signatures: _abc.Iterable[_common_pb2.SignedStatement] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "round_id", b"round_id", "signatures", b"signatures"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SignaturesNotice: _TypeAlias = SignaturesNotice  # noqa: Y015
+
+@_typing.final
+class SharesReleased(_message.Message):
+    """The shares that remove the masks: of survivors the seed, of the other sharers the mask key. Never both of one dealer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROUND_ID_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    SHARES_FIELD_NUMBER: _builtins.int
+    round_id: _builtins.str
+    """Which round. Set by the client."""
+    attempt: _builtins.int
+    """Which attempt, 1 to 3. Set by the client."""
+    @_builtins.property
+    def shares(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReleasedShare]:
+        """One for each sharer whose shares the client holds, by ascending position of the dealer, 1 to 512. Set by the client."""
+
+    def __init__(
+        self,
+        *,
+        round_id: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        shares: _abc.Iterable[Global___ReleasedShare] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "round_id", b"round_id", "shares", b"shares"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SharesReleased: _TypeAlias = SharesReleased  # noqa: Y015
+
+@_typing.final
+class ReleasedShare(_message.Message):
+    """One share, with what opens the dealer's commitment to it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEALER_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    SHARE_FIELD_NUMBER: _builtins.int
+    SALT_FIELD_NUMBER: _builtins.int
+    dealer: _builtins.int
+    """Position of the dealer. Set by the client."""
+    kind: Global___ShareKind.ValueType
+    """Share of what. Set by the client."""
+    share: _builtins.bytes
+    """The share, 33 bytes, big-endian (see docs/partners.md). Set by the dealer."""
+    salt: _builtins.bytes
+    """Salt of the commitment, 32 bytes. Set by the dealer."""
+    def __init__(
+        self,
+        *,
+        dealer: _builtins.int = ...,
+        kind: Global___ShareKind.ValueType = ...,
+        share: _builtins.bytes = ...,
+        salt: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dealer", b"dealer", "kind", b"kind", "salt", b"salt", "share", b"share"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleasedShare: _TypeAlias = ReleasedShare  # noqa: Y015
 
 @_typing.final
 class SubmitUpdateRequest(_message.Message):

@@ -94,7 +94,9 @@ class AggregatorServicer:
     def Participate(self, request_iterator, context):
         """The control stream of one client for one model, held open for as long as the client takes part. The client checks in; the server
         pushes offers and outcomes, and answers nothing by polling. A newer stream of the same client and model ends the older one
-        with SUPERSEDED. Role: client. Errors: SIGNATURE_INVALID, REPLAY_REFUSED, MALFORMED_MESSAGE, NOT_FOUND, CLIENT_NOT_ACTIVE.
+        with SUPERSEDED. In a sealed round the client also answers the server's notices, one message of a kind for each attempt: the same
+        bytes again change nothing, other bytes are SECOND_MESSAGE. Role: client. Errors: SIGNATURE_INVALID, REPLAY_REFUSED,
+        MALFORMED_MESSAGE, LIMIT_EXCEEDED, NOT_FOUND, CLIENT_NOT_ACTIVE, NOT_IN_ROSTER, ROUND_CLOSED, SECOND_MESSAGE, SHARE_REFUSED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -36,7 +36,9 @@ class AggregatorStub:
     Participate: _grpc.StreamStreamMultiCallable[_aggregator_pb2.ParticipateRequest, _aggregator_pb2.ParticipateResponse]
     """The control stream of one client for one model, held open for as long as the client takes part. The client checks in; the server
     pushes offers and outcomes, and answers nothing by polling. A newer stream of the same client and model ends the older one
-    with SUPERSEDED. Role: client. Errors: SIGNATURE_INVALID, REPLAY_REFUSED, MALFORMED_MESSAGE, NOT_FOUND, CLIENT_NOT_ACTIVE.
+    with SUPERSEDED. In a sealed round the client also answers the server's notices, one message of a kind for each attempt: the same
+    bytes again change nothing, other bytes are SECOND_MESSAGE. Role: client. Errors: SIGNATURE_INVALID, REPLAY_REFUSED,
+    MALFORMED_MESSAGE, LIMIT_EXCEEDED, NOT_FOUND, CLIENT_NOT_ACTIVE, NOT_IN_ROSTER, ROUND_CLOSED, SECOND_MESSAGE, SHARE_REFUSED.
     """
     SubmitUpdate: _grpc.StreamStreamMultiCallable[_aggregator_pb2.SubmitUpdateRequest, _aggregator_pb2.SubmitUpdateResponse]
     """Upload one encrypted update. First message: the signed manifest. The server answers with the bytes it already holds; the client
@@ -69,7 +71,9 @@ class AggregatorAsyncStub(AggregatorStub):
     Participate: _aio.StreamStreamMultiCallable[_aggregator_pb2.ParticipateRequest, _aggregator_pb2.ParticipateResponse]  # type: ignore[assignment]
     """The control stream of one client for one model, held open for as long as the client takes part. The client checks in; the server
     pushes offers and outcomes, and answers nothing by polling. A newer stream of the same client and model ends the older one
-    with SUPERSEDED. Role: client. Errors: SIGNATURE_INVALID, REPLAY_REFUSED, MALFORMED_MESSAGE, NOT_FOUND, CLIENT_NOT_ACTIVE.
+    with SUPERSEDED. In a sealed round the client also answers the server's notices, one message of a kind for each attempt: the same
+    bytes again change nothing, other bytes are SECOND_MESSAGE. Role: client. Errors: SIGNATURE_INVALID, REPLAY_REFUSED,
+    MALFORMED_MESSAGE, LIMIT_EXCEEDED, NOT_FOUND, CLIENT_NOT_ACTIVE, NOT_IN_ROSTER, ROUND_CLOSED, SECOND_MESSAGE, SHARE_REFUSED.
     """
     SubmitUpdate: _aio.StreamStreamMultiCallable[_aggregator_pb2.SubmitUpdateRequest, _aggregator_pb2.SubmitUpdateResponse]  # type: ignore[assignment]
     """Upload one encrypted update. First message: the signed manifest. The server answers with the bytes it already holds; the client
@@ -105,7 +109,9 @@ class AggregatorServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_aggregator_pb2.ParticipateResponse], _abc.AsyncIterator[_aggregator_pb2.ParticipateResponse]]:
         """The control stream of one client for one model, held open for as long as the client takes part. The client checks in; the server
         pushes offers and outcomes, and answers nothing by polling. A newer stream of the same client and model ends the older one
-        with SUPERSEDED. Role: client. Errors: SIGNATURE_INVALID, REPLAY_REFUSED, MALFORMED_MESSAGE, NOT_FOUND, CLIENT_NOT_ACTIVE.
+        with SUPERSEDED. In a sealed round the client also answers the server's notices, one message of a kind for each attempt: the same
+        bytes again change nothing, other bytes are SECOND_MESSAGE. Role: client. Errors: SIGNATURE_INVALID, REPLAY_REFUSED,
+        MALFORMED_MESSAGE, LIMIT_EXCEEDED, NOT_FOUND, CLIENT_NOT_ACTIVE, NOT_IN_ROSTER, ROUND_CLOSED, SECOND_MESSAGE, SHARE_REFUSED.
         """
 
     @_abc_1.abstractmethod

@@ -50,7 +50,7 @@ class _RoundModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RoundMode.V
     ROUND_MODE_OPEN: _RoundMode.ValueType  # 1
     """Every client's delta, in memory only, during aggregation; noise is added centrally before anything is stored."""
     ROUND_MODE_SEALED: _RoundMode.ValueType  # 2
-    """One noised sum over all survivors. Reserved: no server of this version runs it."""
+    """One noised sum over all survivors, and who they were. Clients mask their updates and add their own shares of the noise."""
     ROUND_MODE_GROUPED: _RoundMode.ValueType  # 3
     """One noised sum for each group of survivors. Reserved: no server of this version runs it."""
 
@@ -62,7 +62,7 @@ ROUND_MODE_UNSPECIFIED: RoundMode.ValueType  # 0
 ROUND_MODE_OPEN: RoundMode.ValueType  # 1
 """Every client's delta, in memory only, during aggregation; noise is added centrally before anything is stored."""
 ROUND_MODE_SEALED: RoundMode.ValueType  # 2
-"""One noised sum over all survivors. Reserved: no server of this version runs it."""
+"""One noised sum over all survivors, and who they were. Clients mask their updates and add their own shares of the noise."""
 ROUND_MODE_GROUPED: RoundMode.ValueType  # 3
 """One noised sum for each group of survivors. Reserved: no server of this version runs it."""
 Global___RoundMode: _TypeAlias = RoundMode  # noqa: Y015

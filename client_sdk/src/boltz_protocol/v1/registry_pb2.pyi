@@ -97,7 +97,7 @@ class EnrollRequest(_message.Message):
     token: _builtins.bytes
     """The token's 32 bytes, from the join string. Set by the caller."""
     csr_der: _builtins.bytes
-    """PKCS#10 request (DER, at most 32 KiB) signed with the caller's new key: RSA of 3072 to 4096 bits with exponent 65537. Names in it
+    """PKCS#10 request (DER, at most 8 KiB) signed with the caller's new key: RSA of 3072 to 4096 bits with exponent 65537. Names in it
     are ignored: the server sets them. Set by the caller.
     """
     request_key: _builtins.bytes
