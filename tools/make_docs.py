@@ -28,6 +28,7 @@ from boltz_mesh.rounds.plan_types import (
     Lane,
     OptimizerPlan,
     Plan,
+    SecureAggregationPlan,
     TensorSpec,
 )
 from boltz_mesh.services.access import ACCESS
@@ -42,11 +43,20 @@ _PLAN_TABLES: Final[tuple[tuple[str, type], ...]] = (
     ("[cohort]", Cohort),
     ("[budget]", Budget),
     ("[deadlines]", Deadlines),
+    ("[secure_aggregation]", SecureAggregationPlan),
     ("[server_optimizer]", OptimizerPlan),
     ("[[lanes]]", Lane),
 )
 _TABLE_FIELDS: Final = frozenset(
-    {"tensors", "cohort", "budget", "deadlines", "server_optimizer", "lanes"}
+    {
+        "tensors",
+        "cohort",
+        "budget",
+        "deadlines",
+        "secure_aggregation",
+        "server_optimizer",
+        "lanes",
+    }
 )
 #: What the types do not say themselves, mostly because the word says it.
 _PLAN_MEANINGS: Final = {
@@ -58,7 +68,7 @@ _PLAN_MEANINGS: Final = {
     "[budget].delta": "delta of that epsilon; at most one over `cohort.max`",
     "[server_optimizer].name": "which optimizer turns the aggregate into the next version",
 }
-_BUDGET_RANGES: Final = {"epsilon": "above 0", "delta": "between 0 and 1"}
+_BUDGET_RANGES: Final = {"epsilon": "above 0", "delta": "1e-15 to 1"}
 _CONFIG_MEANINGS: Final = {
     "mesh.id": "name of the mesh, in every certificate: 1 to 63 of `a-z 0-9 . -`; never changes",
     "mesh.data_dir": "where the mesh keeps its files",
@@ -134,12 +144,17 @@ def _toml(value: object) -> str:
 
 def _values(known: dict[str, Any]) -> str:
     """The range that a setting's JSON schema states, in words."""
+    if known.get("anyOf"):
+        # Something, or left out.
+        return _values(known["anyOf"][0])
     if "enum" in known:
         return ", ".join(_toml(value) for value in known["enum"])
     if "minimum" not in known and "exclusiveMinimum" not in known:
         return _kind(known)
     above = "exclusiveMinimum" in known
     least = _figure(known["exclusiveMinimum" if above else "minimum"])
+    if "exclusiveMaximum" in known:
+        return f"{least} to below {_figure(known['exclusiveMaximum'])}"
     if "maximum" not in known:
         return f"above {least}" if above else f"at least {least}"
     return f"{'above ' if above else ''}{least} to {_figure(known['maximum'])}"

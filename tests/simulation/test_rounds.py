@@ -20,9 +20,10 @@ from boltz_mesh.rounds.state import (
     RoundState,
 )
 from boltz_mesh.rounds.step import Step, step
-from tests.simulation.world import CLIENTS, Kind, Op, StepFunction, World, random_ops
+from tests.simulation.ops import OPEN_LIFE, Kind, Op, random_ops
+from tests.simulation.world import CLIENTS, StepFunction, World
 
-OPS = st.lists(st.builds(Op, st.sampled_from(Kind), st.integers(0, 39)), max_size=60)
+OPS = st.lists(st.builds(Op, st.sampled_from(list(OPEN_LIFE)), st.integers(0, 39)), max_size=60)
 HEALTHY = [
     *(Op(Kind.CHECK_IN, number) for number in range(6)),
     *([Op(Kind.EFFECT)] * 3),

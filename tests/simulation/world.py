@@ -3,6 +3,9 @@
 Operations and faults are data (`Op`); `World.run` plays them, lets faults stop, plays the round to
 its end, and checks what must hold. The coordinator here is the shape of the real one: facts are
 taken in batches, one commit a turn, effects after it, everything volatile lost in a crash.
+
+`World` has open rounds, whose clients are told nothing and upload when an operation says so;
+`sealed.SealedWorld` has clients that answer, and a network between.
 """
 
 from __future__ import annotations
@@ -11,11 +14,12 @@ import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from random import Random
 
+from boltz_mesh.rounds.charge import charges
 from boltz_mesh.rounds.effect import (
     Aggregate,
+    Announce,
     CleanUp,
     Effect,
     Publish,
@@ -47,9 +51,11 @@ from boltz_mesh.rounds.state import (
     RoundState,
     Selecting,
 )
-from boltz_mesh.rounds.step import Step, fold, pending, step
+from boltz_mesh.rounds.step import Step, pending, step
+from tests.simulation.ops import Kind, Op
 
 StepFunction = Callable[[RoundState | None, Event], Step]
+ChargeFunction = Callable[[RoundState | None, RoundState], tuple[str, ...]]
 CLIENTS = tuple(f"client-{index}" for index in range(6))
 PARAMETERS = RoundParameters(
     round_id="0" * 32,
@@ -67,32 +73,6 @@ PARAMETERS = RoundParameters(
     releasing_ms=1_000,
     recovery_extension_ms=500,
 )
-
-
-class Kind(StrEnum):
-    """What may happen next."""
-
-    CHECK_IN = "check-in"
-    CHECK_OUT = "check-out"
-    UPLOAD = "upload"
-    DROP = "drop"
-    ABORT = "abort"
-    WAIT = "wait"
-    TURN = "turn"
-    EFFECT = "effect"
-    CRASH = "crash"
-    CRASH_BEFORE_COMMIT = "crash-before-commit"
-    CRASH_AFTER_COMMIT = "crash-after-commit"
-    POOR = "poor"
-    POISON = "poison"
-
-
-@dataclass(frozen=True, slots=True)
-class Op:
-    """One operation or fault; `number` picks a client, or a time."""
-
-    kind: Kind
-    number: int = 0
 
 
 class Crash(Exception):
@@ -125,11 +105,21 @@ class Volatile:
 
 
 class World:
-    """One round. `step` may be a mutant, to show that the checks see it."""
+    """One round. `machine` and `charges` may be mutants, to show that the checks see them."""
 
-    def __init__(self, seed: int, machine: StepFunction = step, *, batches: bool = True) -> None:
+    parameters = PARAMETERS
+
+    def __init__(
+        self,
+        seed: int,
+        machine: StepFunction = step,
+        *,
+        batches: bool = True,
+        charges: ChargeFunction = charges,
+    ) -> None:
         self.random = Random(seed)
         self.machine = machine
+        self.charges = charges
         self.batches = batches
         self.now_ms = 1_000_000
         self.durable = Durable()
@@ -155,7 +145,7 @@ class World:
         self._check_end(state)
         return state
 
-    def _play(self, op: Op) -> None:
+    def _play(self, op: Op) -> None:  # noqa: PLR0912 - one `match`, on purpose
         client = CLIENTS[op.number % len(CLIENTS)]
         durable = self.durable
         match op.kind:
@@ -186,11 +176,34 @@ class World:
                 raise Crash
             case Kind.CRASH_BEFORE_COMMIT | Kind.CRASH_AFTER_COMMIT:
                 self.crash_at = op.kind
+            case _:
+                self._play_client(op, client)
+
+    def _play_client(self, op: Op, client: str) -> None:
+        """Where clients answer and a network is between."""
+
+    def _announce(self, state: RoundState) -> None:
+        """Tell the clients; those of this world are told nothing."""
+
+    def _enough(self) -> bool:
+        """Whether the released shares open the sum."""
+        return False
+
+    def _entered(self, before: RoundState | None, state: RoundState) -> None:
+        """What the commit's transaction writes beside the round's own rows."""
+
+    def _quiet(self) -> bool:
+        """Without faults: let clients and network run; whether nothing more comes of it."""
+        return True
+
+    def _wakes_at_ms(self) -> int | None:
+        """When something happens next without the coordinator."""
+        return None
 
     def _upload(self, client: str) -> None:
         """The handler's transaction: checks the phase under the lock, receipt and fact together."""
         state = self._stored_state()
-        if isinstance(state, Collecting) and client in state.roster:
+        if isinstance(state, Collecting) and client in state.participants:
             self.durable.receipts.add(client)
             self.durable.contents.add(client)
             self.durable.inbox.append(Fact(FactKind.UPDATE_STORED, client, {}))
@@ -210,7 +223,7 @@ class World:
         if self.driver is None:
             self.driver = Volatile(state=self._stored_state())
             if self.driver.state is None:
-                self._commit([RoundStarted(at_ms=self.now_ms, parameters=PARAMETERS)])
+                self._commit([RoundStarted(at_ms=self.now_ms, parameters=self.parameters)])
             elif not isinstance(self.driver.state, Ended):
                 down_ms = max(0, self.now_ms - self.last_alive_ms)
                 self._commit([Recovered(at_ms=self.now_ms, down_ms=down_ms)])
@@ -226,10 +239,10 @@ class World:
         taken = list(self.durable.inbox)
         events: list[Event] = []
         if self.batches:
-            events.extend(events_of(taken, self.now_ms))
+            events.extend(events_of(taken, self.now_ms, enough=self._enough()))
         else:
             for fact in taken:
-                events.extend(events_of([fact], self.now_ms))
+                events.extend(events_of([fact], self.now_ms, enough=self._enough()))
         overdue = driver.deadline_ms is not None and self.now_ms >= driver.deadline_ms
         if isinstance(driver.state, Selecting):
             events.append(self._seen())
@@ -267,14 +280,14 @@ class World:
                     at_ms=self.now_ms,
                     roster=roster,
                     config_digest="00",
-                    deadline_ms=self.now_ms + PARAMETERS.collecting_ms,
+                    deadline_ms=self.now_ms + self.parameters.collecting_ms,
                 )
                 self._commit([event], holds=roster)
             case Aggregate(survivors=survivors) if isinstance(state, Aggregating):
                 assert set(survivors) <= self.durable.contents, "an update is gone before it counts"
                 if self.poisoned:
                     rejected = AggregateRejected(at_ms=self.now_ms, reason="norm")
-                    self._commit([rejected], charge=survivors)
+                    self._commit([rejected])
                     return
                 ready = AggregateReady(
                     at_ms=self.now_ms,
@@ -283,12 +296,14 @@ class World:
                     total_weight=len(survivors),
                     metrics={},
                 )
-                self._commit([ready], charge=survivors)
+                self._commit([ready])
             case Publish():
                 published = VersionPublished(at_ms=self.now_ms, version=2, model_digest="22")
                 self._commit([published])
             case CleanUp():
                 self.durable.contents.clear()
+            case Announce() if state is not None:
+                self._announce(state)
             case _:
                 pass
 
@@ -298,7 +313,6 @@ class World:
         *,
         taken: int = 0,
         holds: Sequence[str] = (),
-        charge: Sequence[str] = (),
     ) -> None:
         driver = self.driver
         assert driver is not None
@@ -314,15 +328,17 @@ class World:
             raise Crash
         durable = self.durable
         durable.events.extend(json.dumps(event_payload(event)) for event in events)
-        if before is None or before.phase is not state.phase:
+        if type(before) is not type(state):
             durable.snapshot = (len(durable.events), json.dumps(state_payload(state)))
         del durable.inbox[:taken]
         durable.holds.update(holds)
+        charge = self.charges(before, state)
         durable.ledger.update(charge)
         if charge or isinstance(state, Ended):
             durable.holds.clear()
         if isinstance(state, Published) and not isinstance(before, Published):
             durable.versions.append(state.survivors)
+        self._entered(before, state)
         if self.crash_at is Kind.CRASH_AFTER_COMMIT:
             self.crash_at = None
             raise Crash
@@ -349,7 +365,7 @@ class World:
 
     def _finish(self) -> RoundState:
         """No more faults: turns, effects, and time up to each deadline. Must end, and soon."""
-        for _ in range(60):
+        for _ in range(200):
             self._turn()
             driver = self._coordinator()
             while driver.effects:
@@ -358,35 +374,39 @@ class World:
             if isinstance(state, Ended) and not driver.effects:
                 return state
             assert not isinstance(state, Aggregating | Releasing), "nobody works on the round"
-            if driver.deadline_ms is not None:
-                self.now_ms = max(self.now_ms, driver.deadline_ms)
+            if self._quiet():
+                times = [t for t in (driver.deadline_ms, self._wakes_at_ms()) if t is not None]
+                self.now_ms = max(self.now_ms, min(times, default=self.now_ms))
         raise AssertionError("the round does not end although faults have stopped")
 
     def _check_always(self) -> None:
         durable = self.durable
         assert all(count == 1 for count in durable.ledger.values()), "charged twice"
         assert len(durable.versions) <= 1, "published twice"
-        kinds = Counter(json.loads(text)["type"] for text in durable.events)
-        charging = kinds["AggregateReady"] + kinds["AggregateRejected"]
-        assert bool(durable.ledger) == bool(charging), "the ledger and the events disagree"
-        if self.driver is not None and self.replayed != len(durable.events):
-            self.replayed = len(durable.events)
-            state: RoundState | None = None
-            for text in durable.events:
-                state, _ = self.machine(state, event_of(json.loads(text)))
-            assert state == self.driver.state, "replay gives another state"
+        if self.replayed == len(durable.events) or self.driver is None:
+            return
+        self.replayed = len(durable.events)
+        events = [event_of(json.loads(text)) for text in durable.events]
+        state: RoundState | None = None
+        for event in events:
+            state, _ = self.machine(state, event)
+        assert state == self.driver.state, "replay gives another state"
+        assert state is not None
+        self._check_charge(state, Counter(type(event).__name__ for event in events))
+
+    def _check_charge(self, state: RoundState, events: Counter[str]) -> None:
+        charging = events["AggregateReady"] + events["AggregateRejected"]
+        assert bool(self.durable.ledger) == bool(charging), "the ledger and the events disagree"
 
     def _check_end(self, state: RoundState) -> None:
         durable = self.durable
         self._check_always()
-        events = [event_of(json.loads(text)) for text in durable.events]
-        assert fold(None, events) == state, "replay gives another state"
         assert not durable.holds, "a hold outlives its round"
         assert not durable.contents, "contents outlive their round"
         match state:
             case Published(survivors=survivors):
                 assert set(survivors) == durable.receipts, "a receipt that does not count"
-                assert len(survivors) >= PARAMETERS.min_clients
+                assert len(survivors) >= self.parameters.min_clients
                 assert durable.versions == [survivors]
                 assert set(durable.ledger) == set(survivors)
             case Aborted(charged=charged):
@@ -394,24 +414,3 @@ class World:
                 assert bool(durable.ledger) == charged
             case _:
                 raise AssertionError("not an end")
-
-
-def random_ops(random: Random, length: int) -> list[Op]:
-    """Operations as they come in life: more check-ins, uploads and turns than faults."""
-    weights: dict[Kind, float] = {
-        Kind.CHECK_IN: 6,
-        Kind.CHECK_OUT: 1,
-        Kind.UPLOAD: 6,
-        Kind.DROP: 1,
-        Kind.ABORT: 0.3,
-        Kind.WAIT: 2,
-        Kind.TURN: 4,
-        Kind.EFFECT: 8,
-        Kind.CRASH: 1,
-        Kind.CRASH_BEFORE_COMMIT: 1,
-        Kind.CRASH_AFTER_COMMIT: 1,
-        Kind.POOR: 0.5,
-        Kind.POISON: 0.3,
-    }
-    kinds = random.choices(list(weights), list(weights.values()), k=length)
-    return [Op(kind, random.randrange(40)) for kind in kinds]

@@ -1,7 +1,7 @@
 """From privacy events to epsilon.
 
-Without sampling the exact curve of `analytic_gaussian` is used (microseconds). With Poisson
-sampling privacy loss distributions of dp_accounting are composed (Koskela et al. 2020;
+Without sampling the exact curve of `boltz_protocol.gaussian_dp` is used (microseconds). With
+Poisson sampling privacy loss distributions of dp_accounting are composed (Koskela et al. 2020;
 Doroshenko et al. 2022, "Connect the Dots"); it is imported on first use, because it loads scipy.
 At rate 1 both agree, which a test holds. Advanced composition is not used: it is often worse
 than basic composition.
@@ -20,8 +20,10 @@ curve is not bounded point by point by the continuous one that is reported here:
 lives on a grid, coarsest along an axis, and the curves differ by a term of order 1 / sigma^2, of
 either sign. A test computes the exact discrete curve there: at a sensitivity of 1000 units the
 epsilons agree within 2e-6, at 10,000 within 2e-8, far below the three decimals that are printed.
-The sampler itself is exact up to a total variation distance t over the vector: it costs
-(1 + exp(epsilon)) * t of delta (`sampler_extra_delta`), to be handed over as `extra_delta`.
+Noise that the clients add in shares is a sum of discrete Gaussians, and none itself; its event has
+a noise multiplier that was lowered for that (`boltz_protocol.noise_share`), and is then counted
+alike. The sampler is exact up to a total variation distance, over all contributors and coordinates;
+what that costs of delta is taken off before anything is reported (`gaussian_dp`).
 """
 
 from __future__ import annotations
@@ -32,7 +34,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from boltz_mesh.privacy.analytic_gaussian import epsilon_of_mu, mu_of
 from boltz_mesh.privacy.mechanisms import (
     RELATION_WORDS,
     UNIT_WORDS,
@@ -42,7 +43,15 @@ from boltz_mesh.privacy.mechanisms import (
     require_noise_multiplier,
     require_sampling_rate,
 )
+from boltz_protocol import limits
 from boltz_protocol.errors import InvalidPlan
+from boltz_protocol.gaussian_dp import (
+    composed_mu,
+    epsilon_of_releases,
+    epsilon_with_sampler,
+    mu_within,
+)
+from boltz_protocol.noise_share import sum_excess
 
 # One (noise multiplier, sampling rate) pair and how often it was released.
 _Release = tuple[float, float, int]
@@ -58,7 +67,8 @@ class PrivacySpent:
     """An epsilon that cannot be read without its unit and its relation.
 
     Args:
-        epsilon: at `delta`; infinite when something was released without noise.
+        epsilon: at `delta`; infinite when something was released without noise, or with so little
+            that no epsilon can be told.
         rounds: releases that were composed.
     """
 
@@ -75,7 +85,7 @@ class PrivacySpent:
             f"{self.rounds} {'release' if self.rounds == 1 else 'releases'}"
         )
         if math.isinf(self.epsilon):
-            return f"no differential privacy, a sum was released without noise ({scope})"
+            return f"no differential privacy, a sum was released without enough noise ({scope})"
         return (
             f"epsilon {math.ceil(self.epsilon * 1000) / 1000:.3f} at delta {self.delta:g} ({scope})"
         )
@@ -90,7 +100,7 @@ def epsilon(
         noise_multiplier: standard deviation over sensitivity; 0 gives infinity.
         rounds: releases the client took part in (or could have been sampled for), from 0.
         sampling_rate: Poisson sampling that the adversary does not see; 1 for the mesh's rounds.
-        delta: in (0, 1).
+        delta: from `limits.MIN_DELTA`, below 1.
 
     Raises:
         InvalidPlan: an argument is out of its range; the message has a value that would do.
@@ -116,9 +126,9 @@ def epsilon_replace_one(
     return _epsilon(((noise_multiplier, sampling_rate, rounds),) if rounds else (), delta, True)
 
 
-def epsilon_of(events: Sequence[PrivacyEvent], delta: float, *, extra_delta: float = 0.0) -> float:
+def epsilon_of(events: Sequence[PrivacyEvent], delta: float) -> float:
     """Epsilon of all `events` of one client, set to zero; see `spent`. Raises: InvalidPlan."""
-    return spent(events, delta, extra_delta=extra_delta).epsilon
+    return spent(events, delta).epsilon
 
 
 def spent(
@@ -126,27 +136,19 @@ def spent(
     delta: float,
     *,
     relation: Relation = "contribution-set-to-zero",
-    extra_delta: float = 0.0,
 ) -> PrivacySpent:
     """What one client has spent by `events`; their noise multipliers may differ.
 
     Args:
         events: of one client (asserted: epsilons of different clients do not add up), in any
             order.
-        delta: in (0, 1), the total.
+        delta: the total, sampler's part included; from `limits.MIN_DELTA`, below 1.
         relation: in which epsilon is to be told.
-        extra_delta: part of `delta` taken by the sampler's inexactness.
 
     Raises:
-        InvalidPlan: `delta` is out of range, or `extra_delta` leaves nothing of it.
+        InvalidPlan: `delta` is out of range.
     """
     _require_delta(delta)
-    if not 0 <= extra_delta < delta:
-        raise InvalidPlan(
-            f"extra_delta {extra_delta:g} must be at least 0 and below delta {delta:g}; "
-            f"a delta of {max(2 * extra_delta, delta):g} would do",
-            setting="delta",
-        )
     counts: dict[tuple[float, float], int] = {}
     for event in events:
         assert event.client == events[0].client, "events of several clients"
@@ -154,7 +156,7 @@ def spent(
         counts[key] = counts.get(key, 0) + 1
     releases = tuple(sorted((z, rate, count) for (z, rate), count in counts.items()))
     return PrivacySpent(
-        epsilon=_epsilon(releases, delta - extra_delta, relation == "contribution-replaced"),
+        epsilon=_epsilon(releases, delta, relation == "contribution-replaced"),
         delta=delta,
         unit="client",
         relation=relation,
@@ -162,8 +164,15 @@ def spent(
     )
 
 
-def noise_multiplier_for(epsilon: float, rounds: int, delta: float) -> float:
+def noise_multiplier_for(
+    epsilon: float, rounds: int, delta: float, *, distributed: bool = False
+) -> float:
     """The least noise multiplier whose `rounds` releases (no sampling) stay within `epsilon`.
+
+    With `distributed` it is the one of a plan of sealed rounds: a little more, for what a sum of
+    the clients' shares lacks to one Gaussian, whatever the model and the roster (infinite where
+    that gap alone is too much). An `epsilon` beyond what can be told (`gaussian_dp`) is taken for
+    the largest that can.
 
     Raises: InvalidPlan.
     """
@@ -173,11 +182,28 @@ def noise_multiplier_for(epsilon: float, rounds: int, delta: float) -> float:
         raise InvalidPlan(
             f"epsilon {epsilon} must be a positive number; 2.0 would do", setting="epsilon"
         )
-    least = math.sqrt(rounds) / mu_of(epsilon, delta)
+    most = mu_within(epsilon, delta, rounds)
+    if most == 0:
+        raise InvalidPlan(
+            f"{rounds} rounds are more than a delta of {delta:g} can serve; 1e-6 would do",
+            setting="delta",
+        )
+    least = math.sqrt(rounds) / most
     # The division rounds either way; who plans with this value must not be refused for it.
     while _epsilon(((least, 1.0, rounds),), delta, False) > epsilon:
         least *= 1 + 1e-15
-    return least
+    if not distributed:
+        return least
+    inverse = 1 / least - _largest_sum_excess()
+    # Rounded up: the effective multiplier of what is returned must not fall below `least`.
+    return 1 / inverse * (1 + 1e-15) if inverse > 0 else math.inf
+
+
+@functools.cache
+def _largest_sum_excess() -> float:
+    """How much 1 / z grows at most when noise of multiplier z comes in shares."""
+    excess = sum_excess(limits.MIN_NOISE_SHARE_SIGMA, limits.MAX_ROSTER)
+    return excess * math.sqrt(limits.MAX_COORDINATES)
 
 
 def epsilon_renyi(noise_multiplier: float, rounds: int, delta: float) -> float:
@@ -213,27 +239,20 @@ def epsilon_renyi(noise_multiplier: float, rounds: int, delta: float) -> float:
     return max(0.0, bound(math.exp((low + high) / 2)))
 
 
-def sampler_extra_delta(total_variation: float, epsilon: float) -> float:
-    """The delta that a sampler costs which is `total_variation` away from the exact noise.
-
-    Both neighbouring outputs move by that much: delta grows by (1 + exp(epsilon)) * t.
-    """
-    assert total_variation >= 0
-    return (1 + math.exp(epsilon)) * total_variation
-
-
 @functools.lru_cache(maxsize=_CACHE_SIZE)
 def _epsilon(releases: tuple[_Release, ...], delta: float, replaced: bool) -> float:
     if any(noise_multiplier == 0 for noise_multiplier, _, _ in releases):
         return math.inf
+    total = sum(count for _, _, count in releases)
     if all(rate == 1 for _, rate, _ in releases):
-        shift = 2 if replaced else 1
-        mu = shift * math.sqrt(math.fsum(count / z**2 for z, _, count in releases))
-        return epsilon_of_mu(mu, delta)
-    return _pld_epsilon(releases, delta, replaced)
+        mu = composed_mu(((z, count) for z, _, count in releases), 2.0 if replaced else 1.0)
+        return epsilon_of_releases(mu, delta, total)
+    return _pld_epsilon(releases, delta, replaced, total)
 
 
-def _pld_epsilon(releases: tuple[_Release, ...], delta: float, replaced: bool) -> float:
+def _pld_epsilon(
+    releases: tuple[_Release, ...], delta: float, replaced: bool, released: int
+) -> float:
     from dp_accounting import NeighboringRelation  # noqa: PLC0415 (loads scipy: 1 s)
     from dp_accounting.pld import privacy_loss_distribution as pld  # noqa: PLC0415
 
@@ -247,7 +266,7 @@ def _pld_epsilon(releases: tuple[_Release, ...], delta: float, replaced: bool) -
             neighboring_relation=relation,
         )
         total = total.compose(one.self_compose(count))
-    return float(total.get_epsilon_for_delta(delta))
+    return epsilon_with_sampler(total.get_epsilon_for_delta, delta, released)
 
 
 def _require_rounds(rounds: int, least: int = 0) -> None:
@@ -258,5 +277,8 @@ def _require_rounds(rounds: int, least: int = 0) -> None:
 
 
 def _require_delta(delta: float) -> None:
-    if not 0 < delta < 1:
-        raise InvalidPlan(f"delta {delta} must lie between 0 and 1; 1e-6 would do", setting="delta")
+    if not limits.MIN_DELTA <= delta < 1:
+        raise InvalidPlan(
+            f"delta {delta} must be at least {limits.MIN_DELTA:g} and below 1; 1e-6 would do",
+            setting="delta",
+        )

@@ -17,10 +17,10 @@ from decimal import ROUND_CEILING, Decimal
 from typing import Final
 
 from boltz_mesh.privacy import accountant
-from boltz_mesh.privacy.analytic_gaussian import mu_of
 from boltz_mesh.privacy.mechanisms import PrivacyEvent
 from boltz_protocol import limits
 from boltz_protocol.errors import BudgetExceeded, InvalidPlan
+from boltz_protocol.gaussian_dp import mu_within
 
 #: A search for the number of rounds that fit ends here: beyond it the answer is "plenty".
 MAX_ROUNDS_COUNTED: Final = 10_000
@@ -32,7 +32,7 @@ class Budget:
 
     Args:
         epsilon: above 0, finite.
-        delta: in (0, 1); keep it below one over the number of clients.
+        delta: from `limits.MIN_DELTA`, below 1; keep it below one over the number of clients.
 
     Raises:
         InvalidPlan: out of range; the message has a value that would do.
@@ -48,9 +48,10 @@ class Budget:
                 f"budget.epsilon {self.epsilon} must be a positive number; 2.0 would do",
                 setting="budget.epsilon",
             )
-        if not 0 < self.delta < 1:
+        if not limits.MIN_DELTA <= self.delta < 1:
             raise InvalidPlan(
-                f"budget.delta {self.delta} must lie between 0 and 1; 1e-6 would do",
+                f"budget.delta {self.delta} must be at least {limits.MIN_DELTA:g} and below 1; "
+                "1e-6 would do",
                 setting="budget.delta",
             )
 
@@ -59,8 +60,6 @@ def check_round(
     budget: Budget,
     past: Mapping[str, Sequence[PrivacyEvent]],
     new_events: Sequence[PrivacyEvent],
-    *,
-    extra_delta: float = 0.0,
 ) -> None:
     """Refuse a round that could take any of its clients over the budget.
 
@@ -69,19 +68,14 @@ def check_round(
         past: client id -> what was already charged or is held; a client that is missing has
             spent nothing.
         new_events: what the round would release, one event for each client and attempt.
-        extra_delta: part of the budget's delta that the sampler's inexactness takes, over all of
-            a client's releases (see `accountant.sampler_extra_delta`).
 
     Raises:
-        InvalidPlan: `extra_delta` leaves nothing of the budget's delta.
         BudgetExceeded: the message names the client that is furthest over, how many such rounds
             would still fit for it, and the noise multiplier at which this one would.
     """
     over = {
         client: epsilon
-        for client, epsilon in epsilons_after(
-            budget, past, new_events, extra_delta=extra_delta
-        ).items()
+        for client, epsilon in epsilons_after(budget, past, new_events).items()
         if epsilon > budget.epsilon
     }
     if not over:
@@ -89,9 +83,8 @@ def check_round(
     client = min(over, key=lambda name: (-over[name], name))
     already = past.get(client, ())
     event = next(event for event in new_events if event.client == client)
-    usable = Budget(budget.epsilon, budget.delta - extra_delta)
-    fit = rounds_that_fit(usable, already, event)
-    noise = noise_that_fits(usable, already)
+    fit = rounds_that_fit(budget, already, event)
+    noise = noise_that_fits(budget, already)
     would_do = (
         f"a noise multiplier of at least {_rounded_up(noise)} would fit"
         if noise is not None
@@ -113,17 +106,13 @@ def epsilons_after(
     budget: Budget,
     past: Mapping[str, Sequence[PrivacyEvent]],
     new_events: Sequence[PrivacyEvent],
-    *,
-    extra_delta: float = 0.0,
 ) -> dict[str, float]:
     """What each client of a round would have spent after it: client id -> epsilon."""
     new: dict[str, list[PrivacyEvent]] = {}
     for event in new_events:
         new.setdefault(event.client, []).append(event)
     return {
-        client: accountant.epsilon_of(
-            [*past.get(client, ()), *events], budget.delta, extra_delta=extra_delta
-        )
+        client: accountant.epsilon_of([*past.get(client, ()), *events], budget.delta)
         for client, events in new.items()
     }
 
@@ -132,11 +121,9 @@ def affordable(
     budget: Budget,
     past: Mapping[str, Sequence[PrivacyEvent]],
     new_events: Sequence[PrivacyEvent],
-    *,
-    extra_delta: float = 0.0,
 ) -> frozenset[str]:
     """The clients whose budget allows these events: selection leaves the others out."""
-    after = epsilons_after(budget, past, new_events, extra_delta=extra_delta)
+    after = epsilons_after(budget, past, new_events)
     return frozenset(client for client, epsilon in after.items() if epsilon <= budget.epsilon)
 
 
@@ -176,7 +163,7 @@ def noise_that_fits(budget: Budget, already: Sequence[PrivacyEvent]) -> float | 
         if past.noise_multiplier == 0:
             return None
         used += 1 / past.noise_multiplier**2
-    room = mu_of(budget.epsilon, budget.delta) ** 2 - used
+    room = mu_within(budget.epsilon, budget.delta, len(already) + 1) ** 2 - used
     if room <= 1 / limits.MAX_NOISE_MULTIPLIER**2:
         return None
     return 1 / math.sqrt(room)
@@ -190,4 +177,8 @@ def _rounded_up(value: float) -> str:
 
 
 def _words(epsilon: float) -> str:
-    return "an unbounded epsilon (no noise)" if math.isinf(epsilon) else f"epsilon {epsilon:.4g}"
+    return (
+        "an unbounded epsilon (not enough noise)"
+        if math.isinf(epsilon)
+        else f"epsilon {epsilon:.4g}"
+    )

@@ -19,7 +19,8 @@ from typing import Final, Literal, get_args
 
 from boltz_protocol.errors import InvalidPlan
 
-Mechanism = Literal["discrete-gaussian", "none"]
+#: The mesh adds the noise; the clients add it in shares, each discrete Gaussian; nobody does.
+Mechanism = Literal["discrete-gaussian", "distributed-discrete-gaussian", "none"]
 Unit = Literal["client"]
 #: The relation for which an event states its sensitivity.
 EventRelation = Literal["contribution-set-to-zero"]
@@ -39,9 +40,12 @@ class PrivacyEvent:
     """One release that one client's contribution went into.
 
     Args:
-        mechanism: `discrete-gaussian`, or `none` when the sum was released without noise.
+        mechanism: `discrete-gaussian` (open rounds), `distributed-discrete-gaussian` (sealed
+            rounds), or `none` when the sum was released without noise.
         noise_multiplier: standard deviation of the noise on the sum over `sensitivity`;
-            0 exactly when the mechanism is `none`.
+            0 exactly when the mechanism is `none`. Where the noise came in shares, what holds at
+            the fewest survivors that were allowed, the tolerated colluders' shares left out, and
+            lowered by what a sum of discrete Gaussians lacks (`boltz_protocol.noise_share`).
         sensitivity: L2 bound of the client's contribution to the sum, in integer units of the
             encoding; at least 1.
         sampling_rate: probability with which the client was Poisson-sampled by a coin that the
@@ -90,7 +94,7 @@ class PrivacyEvent:
         if (self.mechanism == "none") != (self.noise_multiplier == 0):
             raise InvalidPlan(
                 f"mechanism {self.mechanism!r} with noise_multiplier {self.noise_multiplier}: "
-                "use `none` with 0, or `discrete-gaussian` with more than 0",
+                "use `none` with 0, or a Gaussian with more than 0",
                 setting="noise_multiplier",
             )
 
@@ -108,13 +112,20 @@ def release_event(
     round: str,
     attempt: int,
     client: str,
+    distributed: bool = False,
 ) -> PrivacyEvent:
-    """The event of one client in one release of an `open` round's sum (no sampling: rate 1).
+    """The event of one client in one release of a round's sum (no sampling: rate 1).
+
+    Args:
+        noise_multiplier: 0 for no noise; with `distributed` the effective one, from
+            `noise_share.effective_noise_multiplier`, and not the plan's.
+        distributed: the noise came in shares of the clients (a sealed round).
 
     Raises: InvalidPlan.
     """
+    gaussian: Mechanism = "distributed-discrete-gaussian" if distributed else "discrete-gaussian"
     return PrivacyEvent(
-        mechanism="discrete-gaussian" if noise_multiplier > 0 else "none",
+        mechanism=gaussian if noise_multiplier > 0 else "none",
         noise_multiplier=noise_multiplier,
         sensitivity=sensitivity,
         model=model,

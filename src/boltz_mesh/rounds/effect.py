@@ -29,7 +29,7 @@ class SelectRoster:
 
 @dataclass(frozen=True, slots=True)
 class Announce:
-    """Tell every replica that the round takes updates, so that offers go out."""
+    """Tell every replica that clients are awaited, so that offers and notices go out."""
 
 
 @dataclass(frozen=True, slots=True)

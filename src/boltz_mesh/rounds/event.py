@@ -43,6 +43,24 @@ class RosterFixed(_Event, frozen=True, kw_only=True):
     deadline_ms: int
 
 
+class KeysAdvertised(_Event, frozen=True, kw_only=True):
+    """Signed key advertisements that are checked and durable (sealed rounds)."""
+
+    clients: frozenset[str]
+
+
+class NoncesRevealed(_Event, frozen=True, kw_only=True):
+    """Nonces that fit their commitments, durable (sealed rounds with a sparse graph)."""
+
+    clients: frozenset[str]
+
+
+class SharesDealt(_Event, frozen=True, kw_only=True):
+    """Sealed shares for all of the dealer's holders, durable (sealed rounds)."""
+
+    clients: frozenset[str]
+
+
 class UpdatesStored(_Event, frozen=True, kw_only=True):
     """Updates that are checked and durable and have a receipt.
 
@@ -53,8 +71,24 @@ class UpdatesStored(_Event, frozen=True, kw_only=True):
     clients: frozenset[str]
 
 
+class SurvivorsSigned(_Event, frozen=True, kw_only=True):
+    """Signatures over the round's one set of survivors, checked and durable (sealed rounds)."""
+
+    clients: frozenset[str]
+
+
+class SharesReleased(_Event, frozen=True, kw_only=True):
+    """Released shares, each checked against its dealer's commitment, durable (sealed rounds).
+
+    `enough`: with these and the earlier ones, every secret that the sum needs can be reconstructed.
+    """
+
+    clients: frozenset[str]
+    enough: bool = False
+
+
 class ClientsDropped(_Event, frozen=True, kw_only=True):
-    """Clients that will not upload: client id -> reason (declined, superseded, left)."""
+    """Clients whose session takes no further part: id -> reason (declined, superseded, left)."""
 
     clients: dict[str, str]
 
@@ -71,7 +105,7 @@ class AbortRequested(_Event, frozen=True, kw_only=True):
 
 
 class AggregateReady(_Event, frozen=True, kw_only=True):
-    """The noised aggregate is durable; the transaction of this event charges it.
+    """The noised aggregate is durable; in `open` rounds this event's transaction charges it.
 
     Args:
         aggregate_digest: SHA-256 of the encrypted blob, hex.
@@ -115,7 +149,12 @@ Event = (
     RoundStarted
     | CandidatesSeen
     | RosterFixed
+    | KeysAdvertised
+    | NoncesRevealed
+    | SharesDealt
     | UpdatesStored
+    | SurvivorsSigned
+    | SharesReleased
     | ClientsDropped
     | DeadlineReached
     | AbortRequested

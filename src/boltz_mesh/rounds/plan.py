@@ -16,7 +16,8 @@ from typing import Any, Final, get_args
 import msgspec
 
 from boltz_mesh.privacy.budget import Budget
-from boltz_mesh.rounds.plan_checks import refuse, validate_encoding, validate_plan
+from boltz_mesh.rounds.plan_checks import validate_encoding, validate_plan
+from boltz_mesh.rounds.plan_refusal import refuse
 from boltz_mesh.rounds.plan_types import (
     Cohort,
     Deadlines,
@@ -24,6 +25,7 @@ from boltz_mesh.rounds.plan_types import (
     Lane,
     OptimizerPlan,
     Plan,
+    SecureAggregationPlan,
     TensorSpec,
 )
 from boltz_protocol.errors import InvalidPlan
@@ -35,6 +37,7 @@ __all__ = [
     "Lane",
     "OptimizerPlan",
     "Plan",
+    "SecureAggregationPlan",
     "TensorSpec",
     "duration_ms",
     "example_plan",
@@ -49,7 +52,7 @@ __all__ = [
 #: Far more than MAX_TENSORS tensors with long names take.
 MAX_PLAN_BYTES: Final = 4 << 20
 #: Words of the design that this version does not run; better a clear answer than a typo's.
-_LATER_MODES: Final = ("sealed", "grouped")
+_LATER_MODES: Final = ("grouped",)
 
 _UNITS_MS: Final = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000}
 _MAX_DURATION_CHARS: Final = 32
@@ -67,6 +70,7 @@ _TABLES: Final[dict[str, type]] = {
     "tensors[]": TensorSpec,
     "cohort": Cohort,
     "deadlines": Deadlines,
+    "secure_aggregation": SecureAggregationPlan,
     "server_optimizer": OptimizerPlan,
     "lanes[]": Lane,
     "budget": Budget,
@@ -105,7 +109,7 @@ def plan_to_json(plan: Plan) -> bytes:
 
 def plan_to_toml_table(plan: Plan) -> dict[str, Any]:
     """The plan as the table of a `plan.toml` that says the same, every setting named."""
-    table = {key: value for key, value in msgspec.to_builtins(plan).items() if value is not None}
+    table = _without_none(msgspec.to_builtins(plan))
     table["server_optimizer"] = {"name": plan.server_optimizer.name} | (
         plan.server_optimizer.given()
     )
@@ -113,6 +117,15 @@ def plan_to_toml_table(plan: Plan) -> dict[str, Any]:
         name.removesuffix("_ms"): f"{value}ms" for name, value in table["deadlines"].items()
     }
     return table
+
+
+def _without_none(table: dict[str, Any]) -> dict[str, Any]:
+    """TOML has no word for a setting that is not there."""
+    return {
+        key: _without_none(value) if isinstance(value, dict) else value
+        for key, value in table.items()
+        if value is not None
+    }
 
 
 def plan_digest(plan: Plan) -> bytes:
@@ -161,14 +174,19 @@ def _with_milliseconds(raw: dict[str, Any]) -> dict[str, Any]:
 def _checked(raw: dict[str, Any]) -> Plan:
     _refuse_unknown(raw)
     if raw.get("mode") in _LATER_MODES:
-        raise refuse("mode", f'"{raw["mode"]}" comes with a later version', '"open" would do')
+        raise refuse("mode", f'"{raw["mode"]}" comes with a later version', '"sealed" would do')
     _refuse_hyper_parameter_types(raw.get("hyper_parameters"))
     try:
         plan = msgspec.convert(raw, Plan)
     except msgspec.ValidationError as error:
         raise _from_validation(error) from error
     validate_plan(plan)
-    return msgspec.structs.replace(plan, server_optimizer=plan.server_optimizer.resolved())
+    # What is stored must not change with a default.
+    return msgspec.structs.replace(
+        plan,
+        server_optimizer=plan.server_optimizer.resolved(),
+        secure_aggregation=plan.sealing if plan.mode == "sealed" else None,
+    )
 
 
 def _refuse_unknown(raw: dict[str, Any]) -> None:
@@ -257,7 +275,7 @@ _EXAMPLE: Final = """\
 # A setting that is left out has the value shown, unless it is marked `required`.
 
 model = "volatility-linear"       # required; 1 to 63 of a-z 0-9 . -
-mode = "open"                     # the server sees each delta in memory while it aggregates
+mode = "sealed"                   # the server sees one noised sum; "open": each delta, in memory
 rule = "weighted-mean"
 
 clip_norm = 0.08                  # required; L2 bound of one client's delta, lanes included
@@ -288,10 +306,22 @@ over_selection = 1.3              # clients selected for each update aimed at
 
 [deadlines]                       # strings with ms, s, m, h; each from 100ms to 12h
 selecting = "30s"
+advertising = "30s"               # sealed: keys, and as long again for nonces beyond 50 clients
+sharing = "30s"                   # sealed: clients deal shares of their keys; training goes on
 collecting = "10m"
+checking = "30s"                  # sealed: clients sign who is in the sum
+unmasking = "30s"                 # sealed: clients release shares
 aggregating = "5m"
 releasing = "1m"
 recovery_extension = "5m"         # most that an outage of the mesh adds to a deadline
+
+# What a sealed round withstands; refused with "open". The number of neighbours and the threshold
+# follow from it and from the roster. A plan that names them (neighbours = 22, threshold = 14) is
+# refused unless they are the safe pair for cohort.max clients.
+[secure_aggregation]
+corrupt_fraction = 0.05           # of the roster, may collude with the server
+dropout_fraction = 0.1            # of the roster, may be gone when the sum is unmasked
+adversary = "semi-malicious"      # or "semi-honest": a server that follows the protocol
 
 # fedavg: learning_rate (1.0). fedavgm: learning_rate (1.0), momentum (0.9).
 # fedadam, fedyogi: learning_rate (0.01), beta1 (0.9), beta2 (0.99), tau (1e-3).

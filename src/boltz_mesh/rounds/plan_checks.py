@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from typing import Final
 
 from boltz_mesh.privacy import accountant
+from boltz_mesh.rounds.plan_refusal import refuse
+from boltz_mesh.rounds.plan_sealed import check_noise_share, check_sealed
 from boltz_mesh.rounds.plan_types import OPTIMIZERS, OptimizerPlan, Plan
 from boltz_protocol import ids, limits
 from boltz_protocol.encoding import Encoding, plan_encoding
@@ -24,17 +26,13 @@ _ENCODING_SETTINGS: Final = {
     "clip_norm_l2": "clip_norm",
     "noise_multiplier": "noise_multiplier",
     "cohort_max": "cohort.max",
+    "cohort_min": "cohort.min",
     "coordinates": "tensors",
 }
 #: Below one over any cohort, by a factor of ten.
 _USUAL_DELTA: Final = 1e-5
 
 assert 10 * _USUAL_DELTA <= 1 / limits.MAX_ROSTER
-
-
-def refuse(setting: str, problem: str, remedy: str) -> InvalidPlan:
-    """The error for one setting: "<setting>: <problem>; <what would do>"."""
-    return InvalidPlan(f"{setting}: {problem}; {remedy}", setting=setting)
 
 
 def validate_plan(plan: Plan) -> None:
@@ -44,6 +42,7 @@ def validate_plan(plan: Plan) -> None:
     _check_cohort(plan)
     _check_numbers(plan)
     _check_privacy(plan)
+    _check_mode(plan)
     _check_optimizer(plan.server_optimizer)
     _check_hyper_parameters(plan)
 
@@ -51,17 +50,23 @@ def validate_plan(plan: Plan) -> None:
 def validate_encoding(plan: Plan) -> Encoding:
     """The plan's fixed-point encoding: the sum of a full cohort and its noise fit the wire.
 
-    With `client-dp` the noise multiplier is over this encoding's `bound_l2`, in integer units.
+    With `client-dp` the noise multiplier is over this encoding's `bound_l2`, in integer units. The
+    encoding leaves room for noise of sigma sqrt(n), n being a full cohort. That is enough where the
+    noise comes in n shares too: each has a variance of at most sigma^2, since it is sigma^2 over
+    the survivors that do not collude, of whom there is one at least.
 
     Raises: InvalidPlan.
     """
     try:
-        return plan_encoding(
+        encoding = plan_encoding(
             clip_norm_l2=plan.clip_norm,
             noise_multiplier=plan.noise_multiplier,
             cohort_max=plan.cohort.max,
             coordinates=plan.coordinates,
         )
+        if plan.mode == "sealed":
+            check_noise_share(plan, encoding)
+        return encoding
     except InvalidPlan as error:
         # The encoding speaks of its own arguments; the plan's reader knows the plan's settings.
         setting = _ENCODING_SETTINGS[error.metadata["setting"]]
@@ -174,14 +179,28 @@ def _check_privacy(plan: Plan) -> None:
             f"{_USUAL_DELTA:g} would do",
         )
     # The first round must fit, or the plan could never run.
-    if accountant.epsilon(plan.noise_multiplier, 1, 1.0, budget.delta) > budget.epsilon:
-        least = accountant.noise_multiplier_for(budget.epsilon, 1, budget.delta)
+    distributed = plan.mode == "sealed"
+    least = accountant.noise_multiplier_for(
+        budget.epsilon, 1, budget.delta, distributed=distributed
+    )
+    if plan.noise_multiplier < least:
         raise refuse(
             "noise_multiplier",
             f"at {plan.noise_multiplier} one round already costs more than the budget of "
             f"epsilon {budget.epsilon:g} at delta {budget.delta:g}",
             f"{math.ceil(least * 1000) / 1000:.3f} would do for one round, and "
             f"{math.ceil(least * math.sqrt(10) * 1000) / 1000:.3f} for ten",
+        )
+
+
+def _check_mode(plan: Plan) -> None:
+    if plan.mode == "sealed":
+        check_sealed(plan)
+    elif plan.secure_aggregation is not None:
+        raise refuse(
+            "secure_aggregation",
+            f'mode = "{plan.mode}" has none',
+            'remove [secure_aggregation], or set mode = "sealed"',
         )
 
 

@@ -23,7 +23,8 @@ from boltz_mesh.aggregation.server_optimizer import (
 from boltz_mesh.privacy.budget import Budget
 from boltz_protocol import limits
 
-Mode = Literal["open"]
+Mode = Literal["sealed", "open"]
+Adversary = Literal["semi-malicious", "semi-honest"]
 Privacy = Literal["client-dp", "none"]
 Promotion = Literal["automatic", "operator"]
 Rule = Literal["weighted-mean"]
@@ -94,12 +95,20 @@ _Phase = Meta(ge=100, le=limits.MAX_PHASE_MS, examples=["30s"])
 
 
 class Deadlines(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The longest that each phase may take."""
+    """The longest that each phase may take; four of them are of sealed rounds only."""
 
     selecting_ms: Annotated[
         int, _Phase, Meta(description="until enough clients have checked in")
     ] = 30_000
+    advertising_ms: Annotated[
+        int, _Phase, Meta(description="sealed: keys; beyond 50 clients nonces as well, as long")
+    ] = 30_000
+    sharing_ms: Annotated[int, _Phase, Meta(description="sealed: shares are dealt")] = 30_000
     collecting_ms: Annotated[int, _Phase, Meta(description="training and upload")] = 600_000
+    checking_ms: Annotated[
+        int, _Phase, Meta(description="sealed: clients sign who is in the sum")
+    ] = 30_000
+    unmasking_ms: Annotated[int, _Phase, Meta(description="sealed: shares are released")] = 30_000
     aggregating_ms: Annotated[int, _Phase, Meta(description="sum, noise and check")] = 300_000
     releasing_ms: Annotated[int, _Phase, Meta(description="charge and publish")] = 60_000
     recovery_extension_ms: Annotated[
@@ -111,6 +120,56 @@ class Deadlines(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             examples=["5m"],
         ),
     ] = 300_000
+
+
+_Count = Annotated[int, Meta(ge=1, le=limits.MAX_NEIGHBOURS)]
+
+
+class SecureAggregationPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a sealed round withstands; both ends compute the graph of neighbours from it."""
+
+    corrupt_fraction: Annotated[
+        float,
+        Meta(
+            description="share of a roster that may collude with the server",
+            ge=0,
+            lt=1,
+            examples=[0.05],
+        ),
+    ] = 0.05
+    # A tenth, since a round that loses more than it was made for after its charge is lost: at 5%
+    # and 100 clients every fourth round would fail when in truth 10% drop out.
+    dropout_fraction: Annotated[
+        float,
+        Meta(
+            description="share of a roster that may be gone when the sum is unmasked",
+            ge=0,
+            lt=1,
+            examples=[0.1],
+        ),
+    ] = 0.1
+    adversary: Annotated[
+        Adversary,
+        Meta(
+            description="semi-malicious: the server may also tell clients different things",
+            examples=["semi-malicious"],
+        ),
+    ] = "semi-malicious"
+    neighbours: Annotated[
+        _Count | None,
+        Meta(
+            description="what you expect for `cohort.max` clients; refused unless it is the safe "
+            "figure",
+            examples=[26],
+        ),
+    ] = None
+    threshold: Annotated[
+        _Count | None,
+        Meta(
+            description="as `neighbours`: shares that unmask, for `cohort.max` clients",
+            examples=[16],
+        ),
+    ] = None
 
 
 class OptimizerPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -184,8 +243,15 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     ]
     cohort: Annotated[Cohort, Meta(examples=[{"min": 3, "target": 10, "max": 20}])]
     mode: Annotated[
-        Mode, Meta(description="what the server can see: docs/security.md", examples=["open"])
-    ] = "open"
+        Mode, Meta(description="what the server can see: docs/security.md", examples=["sealed"])
+    ] = "sealed"
+    secure_aggregation: Annotated[
+        SecureAggregationPlan | None,
+        Meta(
+            description="only in sealed rounds",
+            examples=[{"corrupt_fraction": 0.05, "dropout_fraction": 0.1}],
+        ),
+    ] = None
     rule: Annotated[Rule, Meta(examples=["weighted-mean"])] = "weighted-mean"
     clip_norm: Annotated[
         float,
@@ -257,6 +323,12 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     def parameters(self) -> int:
         """Coordinates of the model."""
         return sum(tensor.size for tensor in self.tensors)
+
+    @property
+    def sealing(self) -> SecureAggregationPlan:
+        """What a sealed round withstands, with the defaults where the plan is silent."""
+        assert self.mode == "sealed", "an open round has no graph"
+        return self.secure_aggregation or SecureAggregationPlan()
 
     @property
     def coordinates(self) -> int:

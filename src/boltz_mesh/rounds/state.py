@@ -7,11 +7,12 @@ definition. Clients are named by their ids; what else is known about them stays 
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import ClassVar, Final
+from typing import ClassVar, Final, Literal
 
 import msgspec
 
 from boltz_protocol import limits
+from boltz_protocol.secagg.graph import Adversary
 
 
 class Phase(StrEnum):
@@ -34,7 +35,11 @@ class AbortReason(StrEnum):
 
     TOO_FEW_CLIENTS = "TOO_FEW_CLIENTS"
     BUDGET_EXCEEDED = "BUDGET_EXCEEDED"
+    TOO_FEW_KEYS = "TOO_FEW_KEYS"
+    TOO_FEW_SHARES = "TOO_FEW_SHARES"
     TOO_FEW_UPDATES = "TOO_FEW_UPDATES"
+    TOO_FEW_SIGNATURES = "TOO_FEW_SIGNATURES"
+    TOO_FEW_RELEASED = "TOO_FEW_RELEASED"
     AGGREGATING_TOO_LONG = "AGGREGATING_TOO_LONG"
     RELEASING_TOO_LONG = "RELEASING_TOO_LONG"
     AGGREGATE_REJECTED = "AGGREGATE_REJECTED"
@@ -54,6 +59,10 @@ class RoundParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         selecting_ms, collecting_ms, aggregating_ms, releasing_ms: the longest these phases may
             take, 1..limits.MAX_PHASE_MS.
         recovery_extension_ms: the most that outages may add to one phase.
+        mode: what the server may see; `sealed` rounds have the four cryptographic phases.
+        advertising_ms, sharing_ms, checking_ms, unmasking_ms: the longest the phases of sealed
+            rounds may take, 1..limits.MAX_PHASE_MS; revealing nonces may take `advertising_ms` too.
+        corrupt_fraction, dropout_fraction, adversary: what the graph of a sealed round withstands.
     """
 
     round_id: str
@@ -70,6 +79,14 @@ class RoundParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     aggregating_ms: int
     releasing_ms: int
     recovery_extension_ms: int
+    mode: Literal["open", "sealed"] = "open"
+    advertising_ms: int = 30_000
+    sharing_ms: int = 30_000
+    checking_ms: int = 30_000
+    unmasking_ms: int = 30_000
+    corrupt_fraction: float = 0.05
+    dropout_fraction: float = 0.1
+    adversary: Adversary = Adversary.SEMI_MALICIOUS
 
     def __post_init__(self) -> None:
         """Assert the relations that the plan's validation promises."""
@@ -82,9 +99,18 @@ class RoundParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
             self.collecting_ms,
             self.aggregating_ms,
             self.releasing_ms,
+            self.advertising_ms,
+            self.sharing_ms,
+            self.checking_ms,
+            self.unmasking_ms,
         ):
             assert 0 < length_ms <= limits.MAX_PHASE_MS
         assert 0 <= self.recovery_extension_ms <= limits.MAX_PHASE_MS
+
+    @property
+    def is_sealed(self) -> bool:
+        """Whether updates are masked, so that the server learns their sum alone."""
+        return self.mode == "sealed"
 
 
 class Selecting(
@@ -107,30 +133,160 @@ class Selecting(
     expired: bool = False
 
 
+class AdvertisingKeys(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="ADVERTISING_KEYS"
+):
+    """The roster is fixed; its clients train, and advertise their keys.
+
+    `advertised` and `dropped` are disjoint parts of the roster. The end of COLLECTING, which the
+    configuration names, is carried along with what outages have added to it.
+    """
+
+    phase: ClassVar[Phase] = Phase.ADVERTISING_KEYS
+
+    parameters: RoundParameters
+    roster: tuple[str, ...]
+    config_digest: str
+    collecting_deadline_ms: int
+    deadline_ms: int
+    collecting_extended_ms: int = 0
+    extended_ms: int = 0
+    advertised: frozenset[str] = frozenset()
+    dropped: dict[str, str] = {}
+
+
+class RevealingNonces(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="REVEALING_NONCES"
+):
+    """The key roster is signed; its `members` (in roster order) reveal the nonces that choose the
+    graph. Skipped where the graph is complete. `revealed` and `dropped` are disjoint parts of
+    `members`.
+    """
+
+    phase: ClassVar[Phase] = Phase.ADVERTISING_KEYS
+
+    parameters: RoundParameters
+    roster: tuple[str, ...]
+    config_digest: str
+    members: tuple[str, ...]
+    collecting_deadline_ms: int
+    deadline_ms: int
+    collecting_extended_ms: int = 0
+    extended_ms: int = 0
+    revealed: frozenset[str] = frozenset()
+    dropped: dict[str, str] = {}
+
+
+class SharingKeys(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="SHARING_KEYS"
+):
+    """The graph stands over `graph_members` (in roster order), who deal shares of their secrets.
+
+    `shared` and `dropped` are disjoint parts of `graph_members`.
+    """
+
+    phase: ClassVar[Phase] = Phase.SHARING_KEYS
+
+    parameters: RoundParameters
+    roster: tuple[str, ...]
+    config_digest: str
+    graph_members: tuple[str, ...]
+    collecting_deadline_ms: int
+    deadline_ms: int
+    collecting_extended_ms: int = 0
+    extended_ms: int = 0
+    shared: frozenset[str] = frozenset()
+    dropped: dict[str, str] = {}
+
+
 class Collecting(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="COLLECTING"
 ):
-    """Clients train and upload. `stored` and `dropped` are disjoint parts of the roster."""
+    """Clients train and upload.
+
+    Args:
+        participants: who may upload, in roster order: the roster in `open` rounds, the sharers in
+            sealed ones.
+        stored, dropped: disjoint parts of `participants`.
+        left: of `stored`, those that dropped out all the same: their updates count, but they will
+            neither sign nor release anything.
+        graph_members: as in SharingKeys; empty in `open` rounds, here and in all later states.
+    """
 
     phase: ClassVar[Phase] = Phase.COLLECTING
 
     parameters: RoundParameters
-    roster: tuple[str, ...]
+    participants: tuple[str, ...]
     config_digest: str
     deadline_ms: int
     extended_ms: int = 0
     stored: frozenset[str] = frozenset()
     dropped: dict[str, str] = {}
+    left: dict[str, str] = {}
+    graph_members: tuple[str, ...] = ()
 
     def outstanding(self) -> int:
-        """How many of the roster have neither uploaded nor dropped out."""
-        return len(self.roster) - len(self.stored) - len(self.dropped)
+        """How many of the participants have neither uploaded nor dropped out."""
+        return len(self.participants) - len(self.stored) - len(self.dropped)
+
+
+class CheckingConsistency(
+    msgspec.Struct,
+    frozen=True,
+    kw_only=True,
+    forbid_unknown_fields=True,
+    tag="CHECKING_CONSISTENCY",
+):
+    """The mesh has signed who survived; the clients sign that they all saw the same survivors.
+
+    From here on membership is frozen: `survivors` are those of `sharers` whose update counts, both
+    in roster order. `signed` are the sharers whose signature is there; `dropped`, those that left.
+    A client may be in both: its signature stays good, but it will release nothing.
+    """
+
+    phase: ClassVar[Phase] = Phase.CHECKING_CONSISTENCY
+
+    parameters: RoundParameters
+    graph_members: tuple[str, ...]
+    sharers: tuple[str, ...]
+    survivors: tuple[str, ...]
+    deadline_ms: int
+    extended_ms: int = 0
+    signed: frozenset[str] = frozenset()
+    dropped: dict[str, str] = {}
+
+
+class Unmasking(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="UNMASKING"
+):
+    """The survivors are charged; the sharers release the shares that open the sum.
+
+    `released` and `dropped` are disjoint parts of `sharers`.
+    """
+
+    phase: ClassVar[Phase] = Phase.UNMASKING
+
+    parameters: RoundParameters
+    graph_members: tuple[str, ...]
+    sharers: tuple[str, ...]
+    survivors: tuple[str, ...]
+    deadline_ms: int
+    extended_ms: int = 0
+    released: frozenset[str] = frozenset()
+    dropped: dict[str, str] = {}
+
+    def outstanding(self) -> int:
+        """How many of the sharers may still release."""
+        return len(self.sharers) - len(self.released) - len(self.dropped)
 
 
 class Aggregating(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="AGGREGATING"
 ):
-    """The survivors are frozen (in roster order) and being folded."""
+    """The survivors are frozen (in roster order) and being folded.
+
+    `graph_members` and `sharers` tell which masks are in the sum; both are empty in `open` rounds.
+    """
 
     phase: ClassVar[Phase] = Phase.AGGREGATING
 
@@ -138,6 +294,8 @@ class Aggregating(
     survivors: tuple[str, ...]
     deadline_ms: int
     extended_ms: int = 0
+    graph_members: tuple[str, ...] = ()
+    sharers: tuple[str, ...] = ()
 
 
 class Releasing(
@@ -183,9 +341,20 @@ class Aborted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     charged: bool = False
 
 
-Running = Selecting | Collecting | Aggregating | Releasing
-RoundState = Selecting | Collecting | Aggregating | Releasing | Published | Aborted
+KeyPhase = AdvertisingKeys | RevealingNonces | SharingKeys
+Running = (
+    Selecting
+    | AdvertisingKeys
+    | RevealingNonces
+    | SharingKeys
+    | Collecting
+    | CheckingConsistency
+    | Unmasking
+    | Aggregating
+    | Releasing
+)
 Ended = Published | Aborted
+RoundState = Running | Ended
 
 #: `by` of an abort that the rules asked for.
 BY_RULES: Final = "rules"

@@ -1,51 +1,92 @@
 """The round machine: `(state, event) -> (state, effects)`, pure.
 
-                 RoundStarted
-                      |
-                      v     deadline, too few: TOO_FEW_CLIENTS, BUDGET_EXCEEDED
-                  SELECTING ----------------------------------------+
-                      | RosterFixed                                 |
-                      v     too few left, deadline: TOO_FEW_UPDATES |
-                  COLLECTING ---------------------------------------+
-                      | target, or all in, or deadline              |
-                      v     AggregateRejected (charged); deadline   |   AbortRequested leads there
-                  AGGREGATING --------------------------------------+<- too, from every phase above
-                      | AggregateReady (charged)                    |   RELEASING
-                      v     PublishRejected, deadline (both charged)|
-                  RELEASING ----------------------------------------+
-                      | VersionPublished                            v
-                      v                                          ABORTED
-                  PUBLISHED
+       open rounds                                       sealed rounds
+
+                            RoundStarted
+                                 |
+                                 v
+                             SELECTING    TOO_FEW_CLIENTS, BUDGET_EXCEEDED
+                                 | RosterFixed
+            +--------------------+--------------------+
+            |                                         v
+            |                                 ADVERTISING_KEYS    TOO_FEW_KEYS
+            |                                         | all asked have answered, or deadline
+            |                                         |   (more than 50 members: nonces first)
+            |                                         v
+            |                                   SHARING_KEYS      TOO_FEW_SHARES
+            |                                         | all asked have answered, or deadline
+            +--------------------+--------------------+
+                                 v
+                            COLLECTING    TOO_FEW_UPDATES
+                                 | target, or all in, or deadline
+            +--------------------+--------------------+
+            |                                         v
+            |                              CHECKING_CONSISTENCY   TOO_FEW_SIGNATURES
+            |                                         | all survivors signed, or deadline
+            |                                         v
+            |                                UNMASKING (charged)  TOO_FEW_RELEASED
+            |                                         | enough shares
+            +--------------------+--------------------+
+                                 v
+                            AGGREGATING   AGGREGATE_REJECTED (charged), AGGREGATING_TOO_LONG
+                                 | AggregateReady
+                                 v
+                        RELEASING (charged)   PUBLISH_REJECTED, RELEASING_TOO_LONG
+                                 | VersionPublished
+                                 v
+                             PUBLISHED
+
+Each phase ends in ABORTED for the reasons beside it; all but the last two phases also by
+AbortRequested. An abort from a charged phase stays charged.
 
 SELECTING waits until `wanted_clients` with budget left are checked in, or for its deadline with
 at least `min_clients`. Then a roster is drawn outside; should clients leave meanwhile, the drawing
 reports who is there now and the waiting goes on (or, past the deadline, ends). A round that fails
 only because budgets are spent says so.
 
+ADVERTISING_KEYS, its second half for sparse graphs (RevealingNonces), and SHARING_KEYS run while
+the clients train. Each ends when nobody it asked is outstanding or at its deadline, with at least
+`min_clients` answers, and aborts as soon as that minimum is out of reach. Who has answered and not
+dropped out is asked the next thing. The moves are in `step_keys`.
+
 COLLECTING ends when `target_clients` updates are stored, when nobody is outstanding, or at its
 deadline, each with at least `min_clients`; it aborts as soon as that minimum is out of reach. An
-update with a receipt counts, whatever its client says or does later.
+update with a receipt counts, whatever its client says or does later. In a sealed round only the
+sharers upload, and no more of them are left behind than its graph withstands (`quota`); the
+deadline is the configuration's, so that quick key phases leave the more time.
 
-AGGREGATING starts by freezing the survivors. Until it ends nobody has learned anything, so an
-abort costs no budget. A noised sum out of range was seen, so it is charged, and ends the round.
-The deadline bounds the retries of a fold that a broken disk makes impossible.
+CHECKING_CONSISTENCY starts by freezing the survivors: from here on membership never changes. It
+ends when every survivor that is still there has signed them, or at its deadline, each with at least
+`min_clients` signatures of sharers that are still there. An abort costs no budget: no share is out.
 
-RELEASING starts with the charge, in the same transaction. From there the round only goes on to
-PUBLISHED, or to ABORTED when the aggregate makes no model, at once or by the deadline; the charge
-stays.
+UNMASKING starts with the charge, in the same transaction. It ends when the shares are `enough`, and
+aborts, charged, when everybody has answered or the deadline has come without that. The moves of
+both phases are in `step_unmask`.
+
+AGGREGATING starts, in an open round, by freezing the survivors. Until it ends nobody has learned
+anything there, so an abort costs no budget. A noised sum out of range was seen, so it is charged,
+and ends the round. In a sealed round the charge is made already, and every abort keeps it. The
+deadline bounds the retries of a fold that a broken disk makes impossible.
+
+RELEASING starts, in an open round, with the charge, in the same transaction. From there a round
+only goes on to PUBLISHED, or to ABORTED when the aggregate makes no model, at once or by the
+deadline; the charge stays.
 
 PUBLISHED and ABORTED are final. What is left is to destroy updates and keys.
 
-`open` rounds have one attempt. Facts that were on their way when a phase ended are ignored, each
-where it says so; any other move that is not in the diagram is a defect and asserts.
+A round has one attempt. Facts that were on their way when a phase ended are ignored (`late`); any
+other move that is not in the diagram is a defect and asserts. Which step charges whom is told by
+`charge`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from msgspec.structs import replace
 
+from boltz_mesh.rounds import step_keys, step_unmask
+from boltz_mesh.rounds.charge import abort_by_rules, is_charged
 from boltz_mesh.rounds.effect import (
     Aggregate,
     Announce,
@@ -63,162 +104,141 @@ from boltz_mesh.rounds.event import (
     ClientsDropped,
     DeadlineReached,
     Event,
+    KeysAdvertised,
+    NoncesRevealed,
     PublishRejected,
     Recovered,
     RosterFixed,
     RoundStarted,
+    SharesDealt,
+    SharesReleased,
+    SurvivorsSigned,
     UpdatesStored,
     VersionPublished,
 )
+from boltz_mesh.rounds.late import is_late
+from boltz_mesh.rounds.quota import updates_awaited
 from boltz_mesh.rounds.state import (
-    BY_RULES,
     Aborted,
     AbortReason,
+    AdvertisingKeys,
     Aggregating,
+    CheckingConsistency,
     Collecting,
+    Ended,
     Published,
     Releasing,
+    RevealingNonces,
     RoundState,
     Running,
     Selecting,
+    SharingKeys,
+    Unmasking,
 )
 
 Step = tuple[RoundState, tuple[Effect, ...]]
 
 
-def step(state: RoundState | None, event: Event) -> Step:  # noqa: PLR0912 - one `match`, on purpose
+def step(state: RoundState | None, event: Event) -> Step:
     """The next state, and what to do once it is committed. `state` is None before RoundStarted."""
-    match state, event:
-        case None, RoundStarted(at_ms=at_ms, parameters=parameters):
-            return _enter(
-                Selecting(parameters=parameters, deadline_ms=at_ms + parameters.selecting_ms)
-            )
+    if state is None:
+        assert isinstance(event, RoundStarted), f"{type(event).__name__} before the start"
+        return _enter(_start(event))
+    if isinstance(event, Recovered):
+        # A new coordinator: more time where it is due, and every pending effect once more.
+        return _enter(state if isinstance(state, Ended) else _extend(state, event.down_ms))
+    after = state if is_late(state, event) else _next(state, event)
+    if type(after) is not type(state):
+        return _enter(after)
+    # Within a phase little is asked for that was not asked for already: another drawing.
+    known = pending(state)
+    return after, tuple(effect for effect in pending(after) if effect not in known)
 
+
+def _next(state: RoundState, event: Event) -> RoundState:  # noqa: PLR0912 - one `match`, on purpose
+    """Every move of the diagram."""
+    match state, event:
         # --- SELECTING
-        case Selecting(), CandidatesSeen():
-            return _select(
-                replace(
-                    state,
-                    candidates=event.candidates,
-                    over_budget=event.over_budget,
-                    choosing=False,
-                )
-            )
-        case Selecting(), DeadlineReached(at_ms=at_ms):
-            # A timer set before an outage extended the phase rings too early; one rings again.
-            if state.expired or at_ms < state.deadline_ms:
-                return state, ()
+        case Selecting(), CandidatesSeen(candidates=candidates, over_budget=over_budget):
+            seen = replace(state, candidates=candidates, over_budget=over_budget, choosing=False)
+            return _select(seen)
+        case Selecting(), DeadlineReached():
             expired = replace(state, expired=True)
-            return (expired, ()) if state.choosing else _select(expired)
+            return expired if state.choosing else _select(expired)
         case Selecting(), RosterFixed():
             return _fix_roster(state, event)
 
+        # --- ADVERTISING_KEYS, SHARING_KEYS
+        case AdvertisingKeys(), KeysAdvertised(at_ms=at_ms, clients=clients):
+            return step_keys.answer(state, clients, at_ms)
+        case RevealingNonces(), NoncesRevealed(at_ms=at_ms, clients=clients):
+            return step_keys.answer(state, clients, at_ms)
+        case SharingKeys(), SharesDealt(at_ms=at_ms, clients=clients):
+            return step_keys.answer(state, clients, at_ms)
+        case (
+            (AdvertisingKeys() | RevealingNonces() | SharingKeys()),
+            ClientsDropped(at_ms=at_ms, clients=reasons),
+        ):
+            return step_keys.drop(state, reasons, at_ms)
+        case (
+            (AdvertisingKeys() | RevealingNonces() | SharingKeys()),
+            DeadlineReached(at_ms=at_ms),
+        ):
+            return step_keys.close(state, at_ms)
+
         # --- COLLECTING
-        case Collecting(), UpdatesStored(clients=clients):
-            assert clients <= frozenset(state.roster), "a receipt for a client outside the roster"
-            # A client that declined and then uploaded all the same holds a receipt: it counts.
-            dropped = {c: why for c, why in state.dropped.items() if c not in clients}
-            stored = state.stored | clients
-            return _collect(replace(state, stored=stored, dropped=dropped), event.at_ms)
-        case Collecting(), ClientsDropped(clients=reasons):
-            # Only those of whom something is still awaited: a stored update counts for good, and
-            # clients outside the roster have nothing to drop.
-            roster = frozenset(state.roster)
-            leaving = {
-                client: reason
-                for client, reason in reasons.items()
-                if client in roster and client not in state.stored and client not in state.dropped
-            }
-            dropped = {**state.dropped, **leaving}
-            return _collect(replace(state, dropped=dropped), event.at_ms)
+        case Collecting(), UpdatesStored(at_ms=at_ms, clients=clients):
+            return _store(state, clients, at_ms)
+        case Collecting(), ClientsDropped(at_ms=at_ms, clients=reasons):
+            return _drop(state, reasons, at_ms)
         case Collecting(), DeadlineReached(at_ms=at_ms):
-            if at_ms < state.deadline_ms:  # as in SELECTING
-                return state, ()
             if len(state.stored) >= state.parameters.min_clients:
                 return _freeze(state, at_ms)
-            return _abort(state, AbortReason.TOO_FEW_UPDATES)
+            return abort_by_rules(state, AbortReason.TOO_FEW_UPDATES)
+
+        # --- CHECKING_CONSISTENCY
+        case CheckingConsistency(), SurvivorsSigned(at_ms=at_ms, clients=clients):
+            return step_unmask.sign(state, clients, at_ms)
+        case CheckingConsistency(), ClientsDropped(at_ms=at_ms, clients=reasons):
+            return step_unmask.drop_checking(state, reasons, at_ms)
+        case CheckingConsistency(), DeadlineReached(at_ms=at_ms):
+            return step_unmask.close_checking(state, at_ms)
+
+        # --- UNMASKING
+        case Unmasking(), SharesReleased():
+            return step_unmask.release(state, event)
+        case Unmasking(), ClientsDropped(clients=reasons):
+            return step_unmask.drop_unmasking(state, reasons)
+        case Unmasking(), DeadlineReached():
+            return step_unmask.close_unmasking(state)
 
         # --- AGGREGATING
         case Aggregating(), AggregateReady():
-            assert event.survivors == len(state.survivors)
-            return _enter(
-                Releasing(
-                    parameters=state.parameters,
-                    survivors=state.survivors,
-                    aggregate_digest=event.aggregate_digest,
-                    total_weight=event.total_weight,
-                    metrics=event.metrics,
-                    deadline_ms=event.at_ms + state.parameters.releasing_ms,
-                )
-            )
+            return _release(state, event)
         case Aggregating(), AggregateRejected(reason=reason):
-            return _abort(state, AbortReason.AGGREGATE_REJECTED, reason, charged=True)
-
-        case Aggregating(), DeadlineReached(at_ms=at_ms):
-            if at_ms < state.deadline_ms:
-                return state, ()
-            return _abort(state, AbortReason.AGGREGATING_TOO_LONG)
+            return abort_by_rules(state, AbortReason.AGGREGATE_REJECTED, reason, charging=True)
+        case Aggregating(), DeadlineReached():
+            return abort_by_rules(state, AbortReason.AGGREGATING_TOO_LONG)
 
         # --- RELEASING
         case Releasing(), VersionPublished(version=version, model_digest=digest):
-            return _enter(
-                Published(
-                    parameters=state.parameters,
-                    survivors=state.survivors,
-                    version=version,
-                    model_digest=digest,
-                )
+            return Published(
+                parameters=state.parameters,
+                survivors=state.survivors,
+                version=version,
+                model_digest=digest,
             )
         case Releasing(), PublishRejected(reason=reason):
-            return _abort(state, AbortReason.PUBLISH_REJECTED, reason, charged=True)
+            return abort_by_rules(state, AbortReason.PUBLISH_REJECTED, reason)
+        case Releasing(), DeadlineReached():
+            return abort_by_rules(state, AbortReason.RELEASING_TOO_LONG)
 
-        case Releasing(), DeadlineReached(at_ms=at_ms):
-            if at_ms < state.deadline_ms:
-                return state, ()
-            return _abort(state, AbortReason.RELEASING_TOO_LONG, charged=True)
-
-        # --- anywhere before the charge
-        case ((Selecting() | Collecting() | Aggregating()), AbortRequested(by=by, reason=reason)):
-            return _enter(Aborted(parameters=state.parameters, reason=reason, by=by))
-
-        # --- a new coordinator: more time where it is due, and every pending effect once more
-        case (
-            (Selecting() | Collecting() | Aggregating() | Releasing()),
-            Recovered(down_ms=down_ms),
-        ):
-            return _enter(_extend(state, down_ms))
-        case ((Published() | Aborted()), Recovered()):
-            return state, pending(state)
-
-        # --- late facts, ignored on purpose
-        case ((Releasing() | Published() | Aborted()), AbortRequested()):
-            # It crossed with the charge, or with the end: there is nothing left to stop.
-            return state, ()
-        case (
-            (Collecting() | Aggregating() | Releasing() | Published() | Aborted()),
-            CandidatesSeen(),
-        ):
-            # Check-ins after the roster was fixed are for the next round.
-            return state, ()
-        case ((Published() | Aborted()), DeadlineReached()):
-            # The timer of a phase that ended before its time.
-            return state, ()
-        case (
-            (Selecting() | Aggregating() | Releasing() | Published() | Aborted()),
-            ClientsDropped(),
-        ):
-            # Before the roster check-ins say who is there; after it the survivors are frozen.
-            return state, ()
-        case ((Aggregating() | Releasing() | Published()), UpdatesStored(clients=clients)):
-            # The same fact again. A new one would be a receipt that does not count: a defect.
-            assert clients <= frozenset(state.survivors), (
-                "a receipt after the survivors were frozen"
+        # --- anywhere else than in RELEASING and at the end, where it is late
+        case _, AbortRequested(by=by, reason=reason):
+            return Aborted(
+                parameters=state.parameters, reason=reason, by=by, charged=is_charged(state)
             )
-            return state, ()
-        case Aborted(), UpdatesStored():
-            # Nothing counts in a round without a result.
-            return state, ()
-    raise AssertionError(f"{type(event).__name__} in {state.phase if state else 'no round'}")
+    raise AssertionError(f"{type(event).__name__} in {state.phase}")
 
 
 def fold(state: RoundState | None, events: Iterable[Event]) -> RoundState | None:
@@ -234,39 +254,39 @@ def pending(state: RoundState) -> tuple[Effect, ...]:
         case Selecting():
             deadline = () if state.expired else (ScheduleDeadline(state.deadline_ms),)
             return (*deadline, *((_selection(state),) if state.choosing else ()))
-        case Collecting():
-            return ScheduleDeadline(state.deadline_ms), Announce()
         case Aggregating():
             return ScheduleDeadline(state.deadline_ms), Aggregate(state.survivors)
         case Releasing():
             return ScheduleDeadline(state.deadline_ms), Publish(state.aggregate_digest)
         case Published() | Aborted():
             return (CleanUp(),)
+        case _:  # the phases that wait for clients
+            return ScheduleDeadline(state.deadline_ms), Announce()
 
 
 def _enter(state: RoundState) -> Step:
     return state, pending(state)
 
 
-def _abort(
-    state: RoundState, reason: AbortReason, detail: str = "", *, charged: bool = False
-) -> Step:
-    text = f"{reason}: {detail}" if detail else str(reason)
-    return _enter(Aborted(parameters=state.parameters, reason=text, by=BY_RULES, charged=charged))
+# --- SELECTING ----------------------------------------------------------------------------------
 
 
-def _select(state: Selecting) -> Step:
+def _start(event: RoundStarted) -> Selecting:
+    parameters = event.parameters
+    return Selecting(parameters=parameters, deadline_ms=event.at_ms + parameters.selecting_ms)
+
+
+def _select(state: Selecting) -> RoundState:
     """Draw a roster, wait on, or give up: by who is there and whether the time is up."""
     parameters = state.parameters
     needed = parameters.min_clients if state.expired else parameters.wanted_clients
     if len(state.candidates) >= needed:
-        choosing = replace(state, choosing=True)
-        return choosing, (_selection(choosing),)
+        return replace(state, choosing=True)
     if not state.expired:
-        return state, ()
+        return state
     if len(state.candidates) + state.over_budget >= parameters.min_clients:
-        return _abort(state, AbortReason.BUDGET_EXCEEDED)
-    return _abort(state, AbortReason.TOO_FEW_CLIENTS)
+        return abort_by_rules(state, AbortReason.BUDGET_EXCEEDED)
+    return abort_by_rules(state, AbortReason.TOO_FEW_CLIENTS)
 
 
 def _selection(state: Selecting) -> SelectRoster:
@@ -275,52 +295,106 @@ def _selection(state: Selecting) -> SelectRoster:
     )
 
 
-def _fix_roster(state: Selecting, event: RosterFixed) -> Step:
+def _fix_roster(state: Selecting, event: RosterFixed) -> RoundState:
     roster = event.roster
     assert state.choosing, "a roster that nobody asked for"
     assert len(set(roster)) == len(roster)
     assert state.parameters.min_clients <= len(roster) <= state.parameters.wanted_clients
     assert event.deadline_ms > event.at_ms
-    return _enter(
-        Collecting(
-            parameters=state.parameters,
-            roster=roster,
-            config_digest=event.config_digest,
-            deadline_ms=event.deadline_ms,
-        )
+    if state.parameters.is_sealed:
+        return step_keys.begin(state.parameters, event)
+    return Collecting(
+        parameters=state.parameters,
+        participants=roster,
+        config_digest=event.config_digest,
+        deadline_ms=event.deadline_ms,
     )
 
 
-def _collect(state: Collecting, at_ms: int) -> Step:
+# --- COLLECTING ---------------------------------------------------------------------------------
+
+
+def _store(state: Collecting, clients: frozenset[str], at_ms: int) -> RoundState:
+    assert clients <= frozenset(state.participants), "a receipt for a client outside the roster"
+    # A client that declined and then uploaded all the same holds a receipt: it counts.
+    back = {client: why for client, why in state.dropped.items() if client in clients}
+    return _collect(
+        replace(
+            state,
+            stored=state.stored | clients,
+            dropped={c: why for c, why in state.dropped.items() if c not in back},
+            left={**state.left, **back},
+        ),
+        at_ms,
+    )
+
+
+def _drop(state: Collecting, reasons: Mapping[str, str], at_ms: int) -> RoundState:
+    """Stop waiting for clients; an update that is stored counts for good. First reasons stand."""
+    dropped, left = dict(state.dropped), dict(state.left)
+    for client in state.participants:
+        if client in reasons:
+            gone = left if client in state.stored else dropped
+            gone.setdefault(client, reasons[client])
+    return _collect(replace(state, dropped=dropped, left=left), at_ms)
+
+
+def _collect(state: Collecting, at_ms: int) -> RoundState:
     """Freeze, give up or wait on, after updates or dropouts."""
     assert state.stored.isdisjoint(state.dropped)
+    assert state.stored.issuperset(state.left)
     minimum = state.parameters.min_clients
     stored, outstanding = len(state.stored), state.outstanding()
     if stored + outstanding < minimum:
-        return _abort(state, AbortReason.TOO_FEW_UPDATES)
-    if stored >= state.parameters.target_clients or outstanding == 0:
+        return abort_by_rules(state, AbortReason.TOO_FEW_UPDATES)
+    if stored >= updates_awaited(state.parameters, len(state.graph_members)) or outstanding == 0:
         return _freeze(state, at_ms)
-    return state, ()
+    return state
 
 
-def _freeze(state: Collecting, at_ms: int) -> Step:
-    survivors = tuple(client for client in state.roster if client in state.stored)
+def _freeze(state: Collecting, at_ms: int) -> RoundState:
+    survivors = tuple(client for client in state.participants if client in state.stored)
     assert len(survivors) >= state.parameters.min_clients
-    return _enter(
-        Aggregating(
-            parameters=state.parameters,
-            survivors=survivors,
-            deadline_ms=at_ms + state.parameters.aggregating_ms,
-        )
+    if state.parameters.is_sealed:
+        return step_unmask.begin(state, survivors, at_ms)
+    return Aggregating(
+        parameters=state.parameters,
+        survivors=survivors,
+        deadline_ms=at_ms + state.parameters.aggregating_ms,
+    )
+
+
+# --- AGGREGATING, recovery ----------------------------------------------------------------------
+
+
+def _release(state: Aggregating, event: AggregateReady) -> Releasing:
+    assert event.survivors == len(state.survivors)
+    return Releasing(
+        parameters=state.parameters,
+        survivors=state.survivors,
+        aggregate_digest=event.aggregate_digest,
+        total_weight=event.total_weight,
+        metrics=event.metrics,
+        deadline_ms=event.at_ms + state.parameters.releasing_ms,
     )
 
 
 def _extend(state: Running, down_ms: int) -> Running:
     """Give back the time of an outage, up to a cap over the whole phase."""
     assert down_ms >= 0
-    granted = min(down_ms, state.parameters.recovery_extension_ms - state.extended_ms)
-    return replace(
+    cap_ms = state.parameters.recovery_extension_ms
+    granted = min(down_ms, cap_ms - state.extended_ms)
+    longer = replace(
         state,
         deadline_ms=state.deadline_ms + granted,
         extended_ms=state.extended_ms + granted,
     )
+    if isinstance(longer, AdvertisingKeys | RevealingNonces | SharingKeys):
+        # COLLECTING's deadline was running as well.
+        granted = min(down_ms, cap_ms - longer.collecting_extended_ms)
+        longer = replace(
+            longer,
+            collecting_deadline_ms=longer.collecting_deadline_ms + granted,
+            collecting_extended_ms=longer.collecting_extended_ms + granted,
+        )
+    return longer

@@ -17,6 +17,7 @@ from boltz_mesh.rounds.plan import (
     Lane,
     OptimizerPlan,
     Plan,
+    SecureAggregationPlan,
     TensorSpec,
     duration_ms,
     example_plan,
@@ -27,15 +28,28 @@ from boltz_mesh.rounds.plan import (
     validate_encoding,
     validate_plan,
 )
-from tests.unit.plan.documents import small
+from boltz_mesh.rounds.plan_types import Mode
+from tests.unit.plan.documents import sealed, small
 
 NAMES = st.text(string.ascii_lowercase, min_size=1, max_size=8)
 POSITIVE = st.floats(1e-3, 1e3)
 
 
 @st.composite
+def aggregations(draw: st.DrawFn) -> SecureAggregationPlan:
+    return SecureAggregationPlan(
+        # At most 2 of 80 collude, fewer than the 3 who survive.
+        corrupt_fraction=draw(st.floats(0, 0.03)),
+        dropout_fraction=draw(st.floats(0, 0.1)),
+        adversary=draw(st.sampled_from(["semi-honest", "semi-malicious"])),
+    )
+
+
+@st.composite
 def plans(draw: st.DrawFn) -> Plan:
-    least = draw(st.integers(1, 50))
+    modes: tuple[Mode, ...] = ("sealed", "open")
+    mode = draw(st.sampled_from(modes))
+    least = draw(st.integers(3 if mode == "sealed" else 1, 50))
     target = draw(st.integers(least, 60))
     private = draw(st.booleans())
     optimizer = draw(
@@ -56,6 +70,8 @@ def plans(draw: st.DrawFn) -> Plan:
     )
     return Plan(
         model=draw(NAMES),
+        mode=mode,
+        secure_aggregation=draw(aggregations()) if mode == "sealed" else None,
         tensors=tuple(
             TensorSpec(name=name, shape=tuple(draw(st.lists(st.integers(1, 9), max_size=3))))
             for name in draw(st.lists(NAMES, min_size=1, max_size=4, unique=True))
@@ -157,14 +173,15 @@ def test_the_example_is_a_plan_and_its_encoding_fits() -> None:
 def test_the_example_names_every_setting_and_shows_the_defaults() -> None:
     text = example_plan()
     plan = plan_from_toml(text)
-    for kind in (Plan, Cohort, TensorSpec, Lane, OptimizerPlan, Budget):
+    for kind in (Plan, Cohort, TensorSpec, Lane, OptimizerPlan, Budget, SecureAggregationPlan):
         for field in kind.__annotations__:
             assert field in text, field
     for field in Deadlines.__struct_fields__:
         assert f"{field.removesuffix('_ms')} = " in text
-    defaults = plan_from_toml(small())
+    defaults = plan_from_toml(sealed())
     for setting in (
         "mode",
+        "secure_aggregation",
         "rule",
         "promotion",
         "deadlines",

@@ -4,7 +4,12 @@ from boltz_mesh.privacy.mechanisms import PrivacyEvent, release_event
 
 
 def event(
-    noise_multiplier: float = 4.0, client: str = "a", round: str = "r1", attempt: int = 1
+    noise_multiplier: float = 4.0,
+    client: str = "a",
+    round: str = "r1",
+    attempt: int = 1,
+    *,
+    distributed: bool = False,
 ) -> PrivacyEvent:
     return release_event(
         noise_multiplier=noise_multiplier,
@@ -13,4 +18,5 @@ def event(
         round=round,
         attempt=attempt,
         client=client,
+        distributed=distributed,
     )

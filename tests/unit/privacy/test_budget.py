@@ -19,6 +19,7 @@ from boltz_mesh.privacy.budget import (
 )
 from boltz_mesh.privacy.mechanisms import PrivacyEvent
 from boltz_protocol.errors import BudgetExceeded, InvalidPlan
+from boltz_protocol.gaussian_dp import mu_of
 from tests.unit.privacy.events import event
 
 BUDGET = Budget(epsilon=2.0, delta=1e-5)
@@ -94,16 +95,31 @@ def test_no_noise_never_fits() -> None:
 
 
 def test_the_samplers_part_of_delta_is_not_there_to_spend() -> None:
-    noise = noise_multiplier_for(2.0, 1, 1e-5)
-    check_round(BUDGET, {}, [event(noise)])
+    budget = Budget(epsilon=8.0, delta=1e-14)
+    of_exact_noise = 1 / mu_of(8.0, 1e-14)
     with pytest.raises(BudgetExceeded) as refused:
-        check_round(BUDGET, {}, [event(noise)], extra_delta=1e-6)
+        check_round(budget, {}, [event(of_exact_noise)])
     told = re.search(r"at least ([0-9.]+) would fit", refused.value.message)
     assert told is not None
-    check_round(BUDGET, {}, [event(float(told[1]))], extra_delta=1e-6)
-    assert affordable(BUDGET, {}, [event(noise)], extra_delta=1e-6) == frozenset()
-    with pytest.raises(InvalidPlan, match="extra_delta"):
-        check_round(BUDGET, {}, [event(noise)], extra_delta=1e-5)
+    check_round(budget, {}, [event(float(told[1]))])
+    assert affordable(budget, {}, [event(of_exact_noise)]) == frozenset()
+
+
+def test_a_budget_beyond_what_can_be_told_ends_there() -> None:
+    budget = Budget(epsilon=1000.0, delta=1e-6)
+    noise = noise_that_fits(budget, [])
+    assert noise is not None
+    check_round(budget, {}, [event(noise * 1.001)])
+    fit = rounds_that_fit(budget, [], event(1.0))
+    assert 10 < fit < 100
+    with pytest.raises(BudgetExceeded, match="unbounded epsilon"):
+        check_round(budget, {}, [event(1.0)] * 100)
+
+
+@pytest.mark.parametrize("distributed", [False, True])
+def test_noise_from_the_mesh_and_from_the_clients_adds_up_alike(distributed: bool) -> None:
+    mixed = [event(4.0), event(4.0, round="r2", distributed=distributed)]
+    assert epsilon_of(mixed, 1e-5) == epsilon(4.0, 2, 1.0, 1e-5)
 
 
 def test_selection_leaves_out_who_cannot_afford_it() -> None:
@@ -157,7 +173,7 @@ def test_a_budget_has_an_epsilon(bad: float) -> None:
         Budget(epsilon=bad, delta=1e-6)
 
 
-@pytest.mark.parametrize("bad", [0.0, 1.0, -1.0, math.nan])
+@pytest.mark.parametrize("bad", [0.0, 1.0, -1.0, 1e-16, math.nan])
 def test_a_budget_has_a_delta(bad: float) -> None:
     with pytest.raises(InvalidPlan, match=r"budget\.delta .* would do"):
         Budget(epsilon=1.0, delta=bad)

@@ -27,6 +27,13 @@ def test_a_release_is_not_sampled_and_says_its_relation() -> None:
     assert made.standard_deviation == 2000.0
 
 
+def test_noise_in_shares_is_its_own_mechanism() -> None:
+    made = event(2.0, distributed=True)
+    assert made.mechanism == "distributed-discrete-gaussian"
+    assert (made.unit, made.relation) == ("client", "contribution-set-to-zero")
+    assert event(0.0, distributed=True).mechanism == "none"
+
+
 def test_no_noise_is_its_own_mechanism() -> None:
     assert event(0.0).mechanism == "none"
     assert event(0.0).standard_deviation == 0.0

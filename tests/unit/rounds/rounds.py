@@ -8,15 +8,24 @@ from boltz_mesh.rounds.effect import Effect
 from boltz_mesh.rounds.event import (
     AggregateReady,
     CandidatesSeen,
+    ClientsDropped,
+    DeadlineReached,
     Event,
+    KeysAdvertised,
+    NoncesRevealed,
     RosterFixed,
     RoundStarted,
+    SharesDealt,
+    SharesReleased,
+    SurvivorsSigned,
     UpdatesStored,
 )
 from boltz_mesh.rounds.state import RoundParameters, RoundState
 from boltz_mesh.rounds.step import step
 
 START_MS = 1_000_000
+#: Past every deadline of these rounds.
+LATER = START_MS + 1_000_000
 
 
 def parameters(**changes: Any) -> RoundParameters:
@@ -41,6 +50,10 @@ def parameters(**changes: Any) -> RoundParameters:
 
 def clients(count: int) -> tuple[str, ...]:
     return tuple(f"client-{index}" for index in range(count))
+
+
+def named(*indexes: int) -> frozenset[str]:
+    return frozenset(f"client-{index}" for index in indexes)
 
 
 def run(*events: Event, state: RoundState | None = None) -> tuple[RoundState, tuple[Effect, ...]]:
@@ -72,7 +85,7 @@ def fixed(count: int = 4) -> RosterFixed:
 
 
 def stored(*indexes: int, at_ms: int = START_MS + 300) -> UpdatesStored:
-    return UpdatesStored(at_ms=at_ms, clients=frozenset(f"client-{index}" for index in indexes))
+    return UpdatesStored(at_ms=at_ms, clients=named(*indexes))
 
 
 def ready(survivors: int = 3, at_ms: int = START_MS + 400) -> AggregateReady:
@@ -99,3 +112,86 @@ def aggregating() -> RoundState:
 
 def releasing() -> RoundState:
     return run(ready(), state=aggregating())[0]
+
+
+# --- sealed rounds ------------------------------------------------------------------------------
+
+
+def deadline(at_ms: int = LATER) -> DeadlineReached:
+    return DeadlineReached(at_ms=at_ms)
+
+
+def dropped(*indexes: int, reason: str = "declined") -> ClientsDropped:
+    return ClientsDropped(at_ms=START_MS, clients=dict.fromkeys(sorted(named(*indexes)), reason))
+
+
+def keys(*indexes: int, at_ms: int = START_MS + 210) -> KeysAdvertised:
+    return KeysAdvertised(at_ms=at_ms, clients=named(*indexes))
+
+
+def nonces(*indexes: int, at_ms: int = START_MS + 220) -> NoncesRevealed:
+    return NoncesRevealed(at_ms=at_ms, clients=named(*indexes))
+
+
+def dealt(*indexes: int, at_ms: int = START_MS + 230) -> SharesDealt:
+    return SharesDealt(at_ms=at_ms, clients=named(*indexes))
+
+
+def signed(*indexes: int, at_ms: int = START_MS + 310) -> SurvivorsSigned:
+    return SurvivorsSigned(at_ms=at_ms, clients=named(*indexes))
+
+
+def released(*indexes: int, enough: bool = False, at_ms: int = START_MS + 320) -> SharesReleased:
+    return SharesReleased(at_ms=at_ms, clients=named(*indexes), enough=enough)
+
+
+def sealed_started(**changes: Any) -> RoundStarted:
+    values: dict[str, Any] = {
+        "mode": "sealed",
+        "advertising_ms": 4_000,
+        "sharing_ms": 3_000,
+        "checking_ms": 2_000,
+        "unmasking_ms": 1_000,
+    }
+    return started(**(values | changes))
+
+
+def advertising(count: int = 4, **changes: Any) -> RoundState:
+    return run(sealed_started(**changes), seen(count), fixed(count))[0]
+
+
+def sharing(count: int = 4) -> RoundState:
+    return run(keys(*range(count)), state=advertising(count))[0]
+
+
+#: A cohort whose graph is not complete.
+MANY = 51
+
+
+def many(**changes: Any) -> RoundState:
+    sizes = {"target_clients": 40, "wanted_clients": MANY, "max_clients": MANY, "min_clients": 30}
+    return advertising(MANY, **(sizes | changes))
+
+
+def revealing() -> RoundState:
+    return run(keys(*range(MANY)), state=many())[0]
+
+
+def sealed_collecting() -> RoundState:
+    return run(dealt(0, 1, 2, 3), state=sharing())[0]
+
+
+def checking() -> RoundState:
+    return run(stored(0, 1, 2), state=sealed_collecting())[0]
+
+
+def unmasking() -> RoundState:
+    return run(signed(0, 1, 2), state=checking())[0]
+
+
+def sealed_aggregating() -> RoundState:
+    return run(released(0, 1, 2, enough=True), state=unmasking())[0]
+
+
+def sealed_releasing() -> RoundState:
+    return run(ready(), state=sealed_aggregating())[0]

@@ -19,12 +19,23 @@ from boltz_mesh.rounds.serialise import (
     state_payload,
 )
 from tests.unit.rounds.rounds import (
+    advertising,
     aggregating,
+    checking,
     collecting,
+    dropped,
+    keys,
     parameters,
     releasing,
+    revealing,
     run,
+    sealed_aggregating,
+    sealed_collecting,
+    sealed_releasing,
     selecting,
+    sharing,
+    signed,
+    unmasking,
 )
 
 TEXT = st.text(max_size=8)
@@ -42,6 +53,16 @@ EVENTS = st.one_of(
         deadline_ms=MS,
     ),
     st.builds(events.UpdatesStored, at_ms=MS, clients=st.frozensets(TEXT)),
+    *(
+        st.builds(kind, at_ms=MS, clients=st.frozensets(TEXT))
+        for kind in (
+            events.KeysAdvertised,
+            events.NoncesRevealed,
+            events.SharesDealt,
+            events.SurvivorsSigned,
+        )
+    ),
+    st.builds(events.SharesReleased, at_ms=MS, clients=st.frozensets(TEXT), enough=st.booleans()),
     st.builds(events.ClientsDropped, at_ms=MS, clients=st.dictionaries(TEXT, TEXT)),
     st.builds(events.DeadlineReached, at_ms=MS),
     st.builds(events.AbortRequested, at_ms=MS, by=TEXT, reason=TEXT),
@@ -71,7 +92,7 @@ def test_every_event_comes_back(event: events.Event) -> None:
 
 
 def test_the_strategy_above_knows_every_event() -> None:
-    assert len(get_args(events.Event)) == 12
+    assert len(get_args(events.Event)) == 17
 
 
 def test_every_state_comes_back() -> None:
@@ -81,10 +102,31 @@ def test_every_state_comes_back() -> None:
     published, _ = run(
         events.VersionPublished(at_ms=1, version=2, model_digest="00"), state=releasing()
     )
-    for state in (selecting(), collecting(), aggregating(), releasing(), aborted, published):
+    sealed = (
+        run(keys(1), dropped(0), state=advertising())[0],
+        sharing(),
+        sealed_collecting(),
+        run(signed(1), dropped(0), state=checking())[0],
+        unmasking(),
+        sealed_aggregating(),
+        sealed_releasing(),
+    )
+    plain = (selecting(), collecting(), aggregating(), releasing(), aborted, published)
+    for state in (*plain, *sealed):
         stored = json.loads(json.dumps(state_payload(state)))
         assert state_of(stored) == state
         assert stored["type"] == state.phase
+    stored = json.loads(json.dumps(state_payload(revealing())))
+    assert state_of(stored) == revealing()
+    assert stored["type"] == "REVEALING_NONCES"
+
+
+def test_a_round_from_before_sealed_rounds_is_an_open_one() -> None:
+    stored = state_payload(selecting())
+    for name in ("mode", "advertising_ms", "sharing_ms", "checking_ms", "unmasking_ms"):
+        del stored["parameters"][name]
+    state = state_of(stored)
+    assert not state.parameters.is_sealed
 
 
 def test_equal_sets_give_equal_bytes() -> None:

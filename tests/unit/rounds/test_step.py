@@ -18,8 +18,6 @@ from boltz_mesh.rounds.event import (
     AbortRequested,
     AggregateRejected,
     CandidatesSeen,
-    ClientsDropped,
-    DeadlineReached,
     Event,
     PublishRejected,
     Recovered,
@@ -39,10 +37,13 @@ from boltz_mesh.rounds.state import (
 )
 from boltz_mesh.rounds.step import fold, pending, step
 from tests.unit.rounds.rounds import (
+    LATER,
     START_MS,
     aggregating,
     clients,
     collecting,
+    deadline,
+    dropped,
     fixed,
     parameters,
     ready,
@@ -53,16 +54,6 @@ from tests.unit.rounds.rounds import (
     started,
     stored,
 )
-
-LATER = START_MS + 1_000_000
-
-
-def deadline(at_ms: int = LATER) -> DeadlineReached:
-    return DeadlineReached(at_ms=at_ms)
-
-
-def dropped(*indexes: int, reason: str = "declined") -> ClientsDropped:
-    return ClientsDropped(at_ms=START_MS, clients={f"client-{i}": reason for i in indexes})
 
 
 def abort() -> AbortRequested:
@@ -152,7 +143,7 @@ def test_the_roster_opens_the_collection() -> None:
     state, effects = run(seen(4), fixed(), state=selecting())
     assert state == Collecting(
         parameters=parameters(),
-        roster=clients(4),
+        participants=clients(4),
         config_digest="ab" * 32,
         deadline_ms=START_MS + 20_200,
     )
@@ -433,6 +424,10 @@ def test_folding_gives_the_same_state_as_stepping() -> None:
         {"releasing_ms": 13 * 3600 * 1000},
         {"recovery_extension_ms": -1},
         {"max_clients": 10_001, "wanted_clients": 4},
+        {"advertising_ms": 0},
+        {"sharing_ms": -1},
+        {"checking_ms": 13 * 3600 * 1000},
+        {"unmasking_ms": 0},
     ],
 )
 def test_parameters_that_no_plan_allows_are_a_defect(changes: dict[str, int]) -> None:

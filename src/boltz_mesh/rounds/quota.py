@@ -1,0 +1,29 @@
+"""How many updates a round waits for before it leaves the others behind."""
+
+from __future__ import annotations
+
+from boltz_mesh.rounds.state import RoundParameters
+from boltz_protocol import limits
+from boltz_protocol.secagg.graph import MIN_CLIENTS, parameters, tolerated_dropouts
+
+
+def updates_awaited(round: RoundParameters, graph_members: int) -> int:
+    """Updates at which COLLECTING ends without waiting for more.
+
+    In an open round that is the target. In a sealed round whoever is left behind is a dropout of
+    the graph: in a complete one as many must survive as shares are needed, in a sparse one no more
+    may be missing than it was made for, or its clients would refuse the survivors
+    (`Graph.check_survivors`).
+
+    Args:
+        graph_members: of a sealed round; 0 otherwise.
+    """
+    if graph_members < MIN_CLIENTS:
+        return round.target_clients
+    if graph_members > limits.MAX_COMPLETE_GRAPH:
+        missing = tolerated_dropouts(graph_members, round.dropout_fraction)
+        return max(round.target_clients, graph_members - missing)
+    graph = parameters(
+        graph_members, round.corrupt_fraction, round.dropout_fraction, round.adversary
+    )
+    return max(round.target_clients, graph.threshold)
