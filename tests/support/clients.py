@@ -29,9 +29,18 @@ from boltz_protocol.envelope import seal_update
 from boltz_protocol.ids import ClientId, ModelId, new_session_id
 from boltz_protocol.join import parse_join_string
 from boltz_protocol.keys import generate_rsa_key, load_rsa_public_key
+from boltz_protocol.masked_update import MaskedUpdate
 from boltz_protocol.sealing import round_encoding, update_context, update_layout
 from boltz_protocol.statement import Statement, digest, sign_rsa_pss
-from boltz_protocol.update import LocalDelta, clip, encode, open_update, weigh
+from boltz_protocol.update import (
+    EncodedDelta,
+    LocalDelta,
+    OpenUpdate,
+    clip,
+    encode,
+    open_update,
+    weigh,
+)
 from boltz_protocol.v1 import aggregator_pb2 as agg
 from boltz_protocol.v1 import registry_pb2 as reg
 from tests.support.calls import answered, typed
@@ -223,8 +232,12 @@ def seal(
     lanes: Sequence[float] = (),
     integers: Callable[[npt.NDArray[np.int32]], None] = lambda values: None,
     context: Callable[[UpdateContext], UpdateContext] = lambda context: context,
+    wire: Callable[[EncodedDelta], OpenUpdate | MaskedUpdate] = open_update,
 ) -> Sealed:
-    """Encode and encrypt one update for an offer; `integers` and `context` may falsify it."""
+    """Encode and encrypt one update for an offer; `integers` and `context` may falsify it.
+
+    `wire` masks it in a sealed round.
+    """
     configuration, entry = offer.configuration, offer.entry
     scaled = tuple(
         value * lane.scale for value, lane in zip(lanes, configuration.lanes, strict=True)
@@ -243,7 +256,7 @@ def seal(
     layout = update_layout(configuration)
     recipient = load_rsa_public_key(offer.key.public_key_spki)
     sealer, wrapped = seal_update(context(bound), recipient, layout)
-    update = open_update(encoded)
+    update = wire(encoded)
     chunks: list[bytes] = []
     for index in range(layout.count):
         buffer = bytearray(layout.cipher_bytes(index))

@@ -35,6 +35,7 @@ from boltz_protocol.model_file import Vector, encode_model, read_vector
 from boltz_protocol.sealing import round_encoding, update_context, update_layout
 from boltz_protocol.statement import Statement, digest, sign_ed25519
 from boltz_protocol.v1 import aggregator_pb2, model_store_pb2
+from tests.support import samples_sealed
 from tests.support.keys import vector_rsa_key
 
 MESH = "mini"
@@ -357,4 +358,5 @@ class MiniMesh:
 
 
 def with_mode(mode: m.RoundMode) -> Callable[[m.RoundConfiguration], m.RoundConfiguration]:
-    return lambda configuration: replace(configuration, mode=mode)
+    asked = None if mode is m.RoundMode.OPEN else samples_sealed.secure_aggregation()
+    return lambda configuration: replace(configuration, mode=mode, secure_aggregation=asked)

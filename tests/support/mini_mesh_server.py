@@ -296,6 +296,7 @@ class _Services:
             epsilon_budget=2.0,
             delta=1e-5,
             unit="client",
+            relation="contribution-set-to-zero",
             rounds_left=3,
         )
 

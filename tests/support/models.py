@@ -24,6 +24,7 @@ Vector = npt.NDArray[np.float32]
 
 PLAN = """\
 model = "{model}"
+mode = "{mode}"
 clip_norm = {clip_norm}
 privacy = "{privacy}"
 noise_multiplier = {noise}
@@ -36,7 +37,11 @@ max = {max}
 over_selection = {over_selection}
 [deadlines]
 selecting = "{selecting}"
+advertising = "{advertising}"
+sharing = "{sharing}"
 collecting = "{collecting}"
+checking = "{checking}"
+unmasking = "{unmasking}"
 [[tensors]]
 name = "weights"
 shape = [{size}]
@@ -46,8 +51,9 @@ LOSS = '[[lanes]]\nname = "loss"\nscale = 0.01\n'
 
 
 def plan_toml(model: str, **changes: object) -> str:
-    """A plan of one tensor, without noise unless it is asked for."""
+    """A plan of one tensor, open and without noise unless something else is asked for."""
     settings: dict[str, object] = {
+        "mode": "open",
         "clip_norm": 1.0,
         "privacy": "none",
         "noise": 0.0,
@@ -58,7 +64,11 @@ def plan_toml(model: str, **changes: object) -> str:
         "max": 6,
         "over_selection": 1.0,
         "selecting": "30s",
+        "advertising": "30s",
+        "sharing": "30s",
         "collecting": "30s",
+        "checking": "30s",
+        "unmasking": "30s",
         "size": 8,
         "tables": "",
     }

@@ -26,6 +26,7 @@ from boltz_mesh.app.tls import ServerTls
 from boltz_mesh.coordinator.driver import coordinate
 from boltz_mesh.coordinator.parts import Parts
 from boltz_mesh.services.aggregator import AggregatorService
+from boltz_mesh.services.attempts import Attempts
 from boltz_mesh.services.clock import Clock, as_datetime, system_clock
 from boltz_mesh.services.guard import Guard, OpenCalls
 from boltz_mesh.services.identity.authority import Authority
@@ -34,9 +35,12 @@ from boltz_mesh.services.membership import Membership
 from boltz_mesh.services.model_store import ModelStoreService
 from boltz_mesh.services.participation import Participation
 from boltz_mesh.services.plans import Plans
+from boltz_mesh.services.pushes import Pushes
 from boltz_mesh.services.refusals import Refusals
 from boltz_mesh.services.registry import Addresses, RegistryService
 from boltz_mesh.services.rounds import Rounds
+from boltz_mesh.services.sealed_inbox import SealedInbox
+from boltz_mesh.services.sealed_notices import SealedNotices
 from boltz_mesh.services.subscriptions import Subscriptions
 from boltz_mesh.services.uploads import Uploads
 from boltz_mesh.storage.directory_blobs import DirectoryBlobs
@@ -136,6 +140,7 @@ async def running_server(
             database=database,
             listener=listener,
             keyring=keyring,
+            attempts=Attempts(),
             blobs=blobs,
             clock=clock,
             tracer=provider.get_tracer("boltz_mesh"),
@@ -194,6 +199,15 @@ async def _serving(
         database=database,
         keyring=keyring,
         subscriptions=subscriptions,
+        pushes=Pushes(
+            database=database,
+            keyring=keyring,
+            subscriptions=subscriptions,
+            notices=SealedNotices(database, parts.attempts),
+        ),
+        sealed=SealedInbox(
+            database=database, keyring=keyring, attempts=parts.attempts, clock=clock
+        ),
         replica_id=config.mesh.replica,
         clock=clock,
     )

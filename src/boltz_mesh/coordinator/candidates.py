@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from boltz_mesh.rounds.event import CandidatesSeen
 from boltz_mesh.rounds.plan import Plan, validate_encoding
+from boltz_mesh.rounds.plan_sealed import release_terms
+from boltz_mesh.rounds.plan_types import SecureAggregationPlan
 from boltz_mesh.rounds.selection import wanted_count
 from boltz_mesh.rounds.state import RoundParameters
 from boltz_mesh.services.budgets import clients_with_budget
@@ -16,6 +18,7 @@ from boltz_mesh.storage.postgres import REPLICA_LOCK_CLASS, Connection
 from boltz_mesh.storage.rounds import Round
 from boltz_protocol.ids import ModelId
 from boltz_protocol.messages import PROTOCOL_VERSION
+from boltz_protocol.secagg.graph import Adversary
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +72,7 @@ async def read_candidates(connection: Connection, model_id: ModelId, plan: Plan)
         model_id,
         list(fit),
         budget=plan.budget,
-        noise_multiplier=plan.noise_multiplier,
-        sensitivity=validate_encoding(plan).bound_l2,
+        terms=release_terms(plan, validate_encoding(plan)),
     )
     return Candidates(
         {client: check_in for client, check_in in fit.items() if client in able},
@@ -81,6 +83,7 @@ async def read_candidates(connection: Connection, model_id: ModelId, plan: Plan)
 def parameters_of(found: Round, plan: Plan) -> RoundParameters:
     """What a round is fixed to when it starts."""
     cohort, deadlines = plan.cohort, plan.deadlines
+    settings = plan.sealing if plan.mode == "sealed" else SecureAggregationPlan()
     return RoundParameters(
         round_id=found.round_id,
         model_id=found.model_id,
@@ -96,4 +99,12 @@ def parameters_of(found: Round, plan: Plan) -> RoundParameters:
         aggregating_ms=deadlines.aggregating_ms,
         releasing_ms=deadlines.releasing_ms,
         recovery_extension_ms=deadlines.recovery_extension_ms,
+        mode=plan.mode,
+        advertising_ms=deadlines.advertising_ms,
+        sharing_ms=deadlines.sharing_ms,
+        checking_ms=deadlines.checking_ms,
+        unmasking_ms=deadlines.unmasking_ms,
+        corrupt_fraction=settings.corrupt_fraction,
+        dropout_fraction=settings.dropout_fraction,
+        adversary=Adversary(settings.adversary),
     )

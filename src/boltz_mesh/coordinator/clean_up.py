@@ -1,4 +1,4 @@
-"""After a round: its updates and its aggregate are destroyed, keys first.
+"""After a round: its updates, its shares and its aggregate are destroyed, keys first.
 
 Keys go in a transaction, blobs after it. A crash between the two leaves ciphertext that nobody can
 read; the orphan sweep takes it away.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 
-from boltz_mesh.storage import updates
+from boltz_mesh.storage import round_messages, updates
 from boltz_mesh.storage.blobs import BlobStore
 from boltz_mesh.storage.lease import assert_fencing
 from boltz_mesh.storage.postgres import Connection, Database
@@ -26,6 +26,7 @@ async def clean_up(
     async def body(connection: Connection) -> list[bytes]:
         await assert_fencing(connection, fencing_token)
         digests = await updates.forget_contents(connection, round_id)
+        await round_messages.forget_secrets(connection, round_id)
         aggregate = await _forget_aggregate(connection, round_id)
         return digests if aggregate is None else [*digests, aggregate]
 
@@ -34,12 +35,15 @@ async def clean_up(
 
 
 async def rounds_to_clean(connection: Connection) -> list[RoundId]:
-    """Ended rounds of which a key is left: a coordinator ended with them half done."""
+    """Ended rounds of which a key or a share is left: a coordinator ended with them half done."""
     rows = await connection.fetch(
         "-- rounds_to_clean\n"
         "SELECT a.round_id FROM federated_aggregations a WHERE a.outcome IS NOT NULL"
         " AND (a.aggregate_wrapped_key IS NOT NULL OR EXISTS (SELECT FROM federated_updates u"
-        " WHERE u.round_id = a.round_id AND u.wrapped_content_key IS NOT NULL))"
+        " WHERE u.round_id = a.round_id AND u.wrapped_content_key IS NOT NULL)"
+        " OR EXISTS (SELECT FROM round_messages m WHERE m.round_id = a.round_id"
+        " AND m.kind = ANY($1::text[]) AND m.payload IS NOT NULL))",
+        [kind.value for kind in round_messages.SECRET_KINDS],
     )
     return [RoundId(row["round_id"]) for row in rows]
 

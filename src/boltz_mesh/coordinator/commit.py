@@ -1,4 +1,4 @@
-"""What finished work means for a round: events, the charge, the next version's row.
+"""What finished work means for a round: events, the aggregate, the next version's row.
 
 Decided under the round's lock: work that comes back to a round that has gone on is not used, and
 its blobs go.
@@ -19,7 +19,7 @@ from boltz_mesh.rounds.event import (
     VersionPublished,
 )
 from boltz_mesh.rounds.state import Aggregating, Releasing, RoundState
-from boltz_mesh.storage import ledger, models
+from boltz_mesh.storage import models
 from boltz_mesh.storage.models import NewModelVersion
 from boltz_mesh.storage.postgres import Connection
 from boltz_mesh.storage.round_events import AggregateBlob
@@ -39,14 +39,13 @@ class Settled:
 
     Attributes:
         events: to be appended.
-        aggregate, charge: see `record.commit`.
+        aggregate: see `record.commit`.
         unused: blobs to delete once the transaction is through.
         again: the work has to be done again.
     """
 
     events: tuple[Event, ...] = ()
     aggregate: AggregateBlob | None = None
-    charge: tuple[ledger.PrivacyEvent, ...] = ()
     unused: tuple[bytes, ...] = field(default=())
     again: bool = False
 
@@ -60,9 +59,9 @@ async def settle(
 ) -> Settled:
     """Turn an outcome into events and rows; `state` is where the round stands under the lock."""
     match state, outcome:
-        case Aggregating(), Folded(noised=None, reason=reason, charge=charge):
-            return Settled((AggregateRejected(at_ms=now_ms, reason=reason),), charge=charge)
-        case Aggregating(), Folded(noised=noised, charge=charge) if noised is not None:
+        case Aggregating(), Folded(noised=None, reason=reason):
+            return Settled((AggregateRejected(at_ms=now_ms, reason=reason),))
+        case Aggregating(), Folded(noised=noised) if noised is not None:
             event = AggregateReady(
                 at_ms=now_ms,
                 aggregate_digest=noised.stored.blob_digest.hex(),
@@ -71,7 +70,7 @@ async def settle(
                 metrics=noised.metrics,
             )
             blob = AggregateBlob(noised.stored.blob_digest, noised.stored.wrapped_key)
-            return Settled((event,), aggregate=blob, charge=charge)
+            return Settled((event,), aggregate=blob)
         case Aggregating(), Failed(reason=reason):
             return Settled((AbortRequested(at_ms=now_ms, by=BY_COORDINATOR, reason=reason),))
         case Releasing(), Made():

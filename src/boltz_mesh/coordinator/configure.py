@@ -5,23 +5,26 @@ Pure but for the signature: everything that is read comes in as arguments.
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from boltz_mesh.privacy.mechanisms import PrivacyEvent, release_event
+from boltz_mesh.privacy.mechanisms import PrivacyEvent
 from boltz_mesh.rounds.plan import Plan
 from boltz_mesh.rounds.plan_checks import validate_encoding
+from boltz_mesh.rounds.plan_sealed import release_terms
 from boltz_mesh.rounds.state import RoundParameters
+from boltz_mesh.services.attempts import leaf_of
 from boltz_mesh.storage.check_ins import CheckIn
 from boltz_mesh.storage.models import ModelVersion
 from boltz_mesh.storage.roster import RosterEntry
 from boltz_mesh.trust.newcomer import NEWCOMER_TRUST
 from boltz_protocol import codec, limits, weights
 from boltz_protocol import messages as m
+from boltz_protocol.certificates import der_chain, load_pem_chain
 from boltz_protocol.ids import RoundId
+from boltz_protocol.secagg.graph import Adversary
 from boltz_protocol.statement import Statement, digest
 
 #: Signs a payload of a type as the mesh.
@@ -87,6 +90,7 @@ def fix_roster(
     plan: Plan,
     base: ModelVersion,
     encryption_key: Statement,
+    chains: Mapping[str, bytes],
     mesh_id: str,
     now_ms: int,
     sign: Sign,
@@ -98,24 +102,25 @@ def fix_roster(
         plan: the revision that the round runs under.
         base: the version the clients train from.
         encryption_key: announcement of the key to encrypt for.
+        chains: client id -> certificate chain (PEM), in sealed rounds, where clients check peers.
         now_ms: Unix time in milliseconds.
         sign: the mesh's signature.
     """
     round_id = RoundId(parameters.round_id)
     committed = roster_weights(roster, plan)
     entries = tuple(
-        _entry(check_in, position, weight, round_id, parameters.attempt)
+        _entry(check_in, position, weight, parameters, chains.get(check_in.client_id, b""))
         for position, (check_in, weight) in enumerate(zip(roster, committed, strict=True))
     )
     root = weights.root([leaf_of(entry) for entry in entries])
     encoding = validate_encoding(plan)
-    deadline_ms = now_ms + parameters.collecting_ms
+    deadline_ms = now_ms + _until_collected_ms(parameters)
     configuration = m.RoundConfiguration(
         mesh_id=mesh_id,
         round_id=round_id,
         attempt=parameters.attempt,
         model_id=base.model_id,
-        mode=m.RoundMode.OPEN,
+        mode=m.RoundMode.SEALED if parameters.is_sealed else m.RoundMode.OPEN,
         base_version=base.version,
         model_sha256=base.weights.digest,
         parameters=plan.parameters,
@@ -138,62 +143,56 @@ def fix_roster(
         plan_revision=parameters.plan_revision,
         optimizer_state_sha256=b"" if base.optimizer is None else base.optimizer.digest,
         created_at_ms=now_ms,
+        secure_aggregation=_secure_aggregation(plan) if parameters.is_sealed else None,
     )
+    terms = release_terms(plan, encoding)
     statement = sign(m.ROUND_CONFIGURATION, codec.encode_round_configuration(configuration))
     return FixedRoster(
         configuration=statement,
         config_digest=digest(statement),
         entries=entries,
         holds=tuple(
-            release_events(
-                [check_in.client_id for check_in in roster],
-                parameters=parameters,
-                noise_multiplier=plan.noise_multiplier,
-                sensitivity=encoding.bound_l2,
+            terms.event(
+                model=parameters.model_id,
+                round=round_id,
+                attempt=parameters.attempt,
+                client=check_in.client_id,
             )
+            for check_in in roster
         ),
         deadline_ms=deadline_ms,
+    )
+
+
+def _until_collected_ms(parameters: RoundParameters) -> int:
+    """The longest that a round may take from its roster to the end of COLLECTING."""
+    if not parameters.is_sealed:
+        return parameters.collecting_ms
+    # Nonces are revealed within a deadline of their own, as long as that of the keys.
+    return 2 * parameters.advertising_ms + parameters.sharing_ms + parameters.collecting_ms
+
+
+def _secure_aggregation(plan: Plan) -> m.SecureAggregation:
+    settings = plan.sealing
+    return m.SecureAggregation(
+        settings.corrupt_fraction, settings.dropout_fraction, Adversary(settings.adversary)
     )
 
 
 def key_needed_until_ms(parameters: RoundParameters, now_ms: int) -> int:
     """Until when a round's encryption key must last: its updates are opened in AGGREGATING."""
     longest_ms = (
-        parameters.collecting_ms + 2 * parameters.recovery_extension_ms + parameters.aggregating_ms
+        _until_collected_ms(parameters)
+        + 2 * parameters.recovery_extension_ms
+        + parameters.aggregating_ms
     )
+    if parameters.is_sealed:
+        longest_ms += parameters.checking_ms + parameters.unmasking_ms
     return now_ms + min(longest_ms, limits.SERVER_KEY_LIFETIME_MS)
 
 
-def leaf_of(entry: RosterEntry) -> weights.WeightLeaf:
-    """An entry's leaf in the Merkle sum tree."""
-    return weights.WeightLeaf(
-        entry.position, entry.client_id, hashlib.sha256(entry.entry).digest(), entry.weight
-    )
-
-
-def release_events(
-    client_ids: Sequence[str],
-    *,
-    parameters: RoundParameters,
-    noise_multiplier: float,
-    sensitivity: int,
-) -> list[PrivacyEvent]:
-    """What a release of this round's sum costs each client."""
-    return [
-        release_event(
-            noise_multiplier=noise_multiplier,
-            sensitivity=sensitivity,
-            model=parameters.model_id,
-            round=parameters.round_id,
-            attempt=parameters.attempt,
-            client=client_id,
-        )
-        for client_id in client_ids
-    ]
-
-
 def _entry(
-    check_in: CheckIn, position: int, weight: int, round_id: RoundId, attempt: int
+    check_in: CheckIn, position: int, weight: int, parameters: RoundParameters, chain_pem: bytes
 ) -> RosterEntry:
     message = m.RosterEntry(
         index=position,
@@ -203,10 +202,11 @@ def _entry(
         sample_bucket=check_in.sample_bucket,
         quality_bucket=check_in.quality_bucket,
         check_in=codec.parse_statement(check_in.statement),
+        certificate_chain_der=der_chain(load_pem_chain(chain_pem)) if chain_pem else (),
     )
     return RosterEntry(
-        round_id=round_id,
-        attempt=attempt,
+        round_id=RoundId(parameters.round_id),
+        attempt=parameters.attempt,
         position=position,
         client_id=check_in.client_id,
         session_id=check_in.session_id,

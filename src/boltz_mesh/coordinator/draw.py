@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 from boltz_mesh.coordinator import record
 from boltz_mesh.coordinator.candidates import read_candidates
@@ -14,7 +15,7 @@ from boltz_mesh.rounds.plan import Plan
 from boltz_mesh.rounds.selection import sample_roster
 from boltz_mesh.rounds.state import Selecting
 from boltz_mesh.services.budgets import hold_payload
-from boltz_mesh.storage import ledger, models, roster
+from boltz_mesh.storage import clients, ledger, models, roster
 from boltz_mesh.storage.postgres import Connection
 from boltz_mesh.storage.round_events import SignedConfig
 from boltz_protocol import codec
@@ -54,6 +55,7 @@ async def draw_roster(
     base = await models.get_model_version(connection, found.model_id, parameters.base_version)
     size = min(len(candidates.able), parameters.wanted_clients)
     drawn = sample_roster(candidates.able, size, parts.random)
+    chains = await _chains(connection, drawn) if parameters.is_sealed else {}
     # In a thread: thousands of entries are encoded and hashed.
     fixed = await asyncio.to_thread(
         lambda: fix_roster(
@@ -62,6 +64,7 @@ async def draw_roster(
             plan=plan,
             base=base,
             encryption_key=encryption_key,
+            chains=chains,
             mesh_id=parts.keyring.mesh_id,
             now_ms=now_ms,
             sign=parts.keyring.sign_statement,
@@ -95,3 +98,10 @@ async def draw_roster(
         fencing_token=fencing_token,
         config=SignedConfig(codec.encode_statement(fixed.configuration), fixed.config_digest),
     )
+
+
+async def _chains(connection: Connection, drawn: Sequence[str]) -> dict[str, bytes]:
+    """Certificate chains (PEM) by client."""
+    found = await clients.get_clients(connection, [ClientId(client) for client in drawn])
+    assert len(found) == len(drawn), "whoever is checked in is enrolled"
+    return {client.client_id: client.certificate_chain or b"" for client in found}

@@ -1,8 +1,10 @@
 """The aggregation: stored ciphertexts in, one noised sum out, chunk by chunk.
 
-For each chunk of coordinates a thread adds up that chunk of every survivor's update and adds noise;
-chunks are written in order into one encrypted file of int32. So memory holds a few chunks, whatever
-the number of clients and parameters, and the un-noised sum of a chunk lives in one function only.
+For each chunk of coordinates a thread adds up that chunk of every survivor's update, takes off what
+is left of their masks (sealed rounds), and adds noise (open rounds; in a sealed round it came in
+shares with the updates). Chunks are written in order into one encrypted file of int32. So memory
+holds a few chunks, whatever the number of clients and parameters, and an un-noised sum of a chunk,
+which only an open round has, lives in one call in a thread.
 
 The sum is exact in Z_2^24 and does not depend on the order; the noise (Canonne, Kamath and Steinke
 2020) is drawn from a fresh stream for each chunk and never kept. A fold that is repeated after a
@@ -32,10 +34,11 @@ from boltz_protocol.envelope import Opener
 from boltz_protocol.errors import MeshError, NormExceeded
 from boltz_protocol.key_wrap import KeyEncryptionKey
 from boltz_protocol.keystream import Keystream
-from boltz_protocol.messages import RoundConfiguration
+from boltz_protocol.messages import RoundConfiguration, RoundMode
 from boltz_protocol.noise import DiscreteGaussian, discrete_gaussian
 from boltz_protocol.packing import WIRE_MAX, add_packed24, decode_sum, norm_squared24
-from boltz_protocol.sealing import round_encoding
+from boltz_protocol.sealing import round_encoding, round_share_variance
+from boltz_protocol.secagg.masks import MaskStream, apply_masks
 from boltz_protocol.update import chunk_count, chunk_slice
 
 #: Bytes of a coordinate in the aggregate's file: int32, little-endian.
@@ -46,6 +49,7 @@ FOLD_THREADS: Final = 2
 _NORM_SIGMAS: Final = 8
 
 Int32Array = npt.NDArray[np.int32]
+UInt32Array = npt.NDArray[np.uint32]
 
 
 class FoldCancelled(Exception):
@@ -105,9 +109,13 @@ class Folder:
         self,
         updates: Sequence[StoredUpdate],
         configuration: RoundConfiguration,
+        masks: Sequence[MaskStream],
         cancelled: threading.Event,
     ) -> NoisedSum:
         """Sum, noise, range check. Blocks; call it from a thread that is not of `executor`.
+
+        Args:
+            masks: what takes the masks off the sum of a sealed round, whose noise is in it already.
 
         Raises:
             AggregateOutOfRange: the noised sum cannot come from clipped updates and this noise.
@@ -116,7 +124,8 @@ class Folder:
         """
         encoding = round_encoding(configuration)
         coordinates = configuration.coordinates
-        noise = discrete_gaussian(encoding.sigma_squared) if encoding.noise_multiplier else None
+        central = configuration.mode is RoundMode.OPEN and encoding.noise_multiplier > 0
+        noise = discrete_gaussian(encoding.sigma_squared) if central else None
         context = aggregate_context(
             configuration.mesh_id, configuration.round_id, configuration.attempt
         )
@@ -126,7 +135,9 @@ class Folder:
         def one_chunk(index: int) -> Int32Array:
             if cancelled.is_set():
                 raise FoldCancelled
-            return _noised_chunk(self.blobs, updates, index, coordinates, noise)
+            accumulator = _added_up(self.blobs, updates, index, coordinates)
+            apply_masks(accumulator, index, masks)
+            return _noised(accumulator, noise)
 
         with (
             contextlib.closing(
@@ -141,7 +152,12 @@ class Folder:
                 norm_squared += norm_squared24(chunk)
                 _keep_lanes(lanes, chunk, chunk_slice(index, coordinates), configuration)
                 writer.write(chunk.astype("<i4", copy=False).data.cast("B"))
-            _check_norm(norm_squared, encoding, len(updates))
+            _check_norm(
+                norm_squared,
+                encoding,
+                len(updates),
+                _noise_sigma(configuration, encoding, len(updates)),
+            )
             stored = writer.commit()
         total_weight = sum(update.weight for update in updates)
         return NoisedSum(
@@ -152,14 +168,10 @@ class Folder:
         )
 
 
-def _noised_chunk(
-    blobs: BlobStore,
-    updates: Sequence[StoredUpdate],
-    index: int,
-    coordinates: int,
-    noise: DiscreteGaussian | None,
-) -> Int32Array:
-    """One chunk of the sum, (k,) int32, noise included."""
+def _added_up(
+    blobs: BlobStore, updates: Sequence[StoredUpdate], index: int, coordinates: int
+) -> UInt32Array:
+    """One chunk of the plain sum, (k,) uint32, right modulo 2^24; masked in a sealed round."""
     part = chunk_slice(index, coordinates)
     accumulator = np.zeros(part.stop - part.start, np.uint32)
     cipher = memoryview(bytearray(accumulator.size * limits.WIRE_BYTES + limits.GCM_TAG_BYTES))
@@ -170,6 +182,11 @@ def _noised_chunk(
             reader.pread_into(cipher, layout.cipher_offset(index))
         written = update.opener.open_into(index, cipher, cipher)
         add_packed24(accumulator, cipher[:written])
+    return accumulator
+
+
+def _noised(accumulator: UInt32Array, noise: DiscreteGaussian | None) -> Int32Array:
+    """The chunk's signed values with central noise, where the round has any, in place."""
     try:
         values = decode_sum(accumulator, WIRE_MAX)
     except NormExceeded as error:
@@ -188,8 +205,15 @@ def _check_coordinates(chunk: Int32Array, encoding: Encoding, survivors: int) ->
         )
 
 
-def _check_norm(norm_squared: int, encoding: Encoding, survivors: int) -> None:
-    sigma = math.sqrt(encoding.sigma_squared)
+def _noise_sigma(configuration: RoundConfiguration, encoding: Encoding, survivors: int) -> float:
+    """Standard deviation of the noise on a coordinate of the sum, in ring units."""
+    if configuration.secure_aggregation is None:
+        return math.sqrt(encoding.sigma_squared)
+    # Every survivor added a share; more survivors than the fewest allowed make more noise.
+    return math.sqrt(survivors * round_share_variance(configuration, encoding))
+
+
+def _check_norm(norm_squared: int, encoding: Encoding, survivors: int, sigma: float) -> None:
     noise = sigma * (math.sqrt(encoding.coordinates) + _NORM_SIGMAS)
     limit = survivors * encoding.bound_l2 + noise
     norm = math.sqrt(norm_squared)

@@ -8,6 +8,7 @@ from random import Random
 
 from opentelemetry.trace import Tracer
 
+from boltz_mesh.services.attempts import Attempts
 from boltz_mesh.services.clock import Clock
 from boltz_mesh.services.keyring import KeyRing
 from boltz_mesh.storage.blobs import BlobStore
@@ -20,6 +21,7 @@ class Parts:
     """Everything a round needs around it.
 
     Attributes:
+        attempts: what handlers and the coordinator read of sealed rounds.
         holder: this replica's id, as in its `Listener`; shown beside the lease.
         random: draws rosters; `secrets.SystemRandom()` wherever it matters.
         heavy: threads that a fold or a publication takes one of, for as long as it lasts.
@@ -29,6 +31,7 @@ class Parts:
     database: Database
     listener: Listener
     keyring: KeyRing
+    attempts: Attempts
     blobs: BlobStore
     clock: Clock
     tracer: Tracer

@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from boltz_mesh.rounds.charge import charges
 from boltz_mesh.rounds.effect import Effect
 from boltz_mesh.rounds.event import Event
+from boltz_mesh.rounds.plan_sealed import ReleaseTerms
 from boltz_mesh.rounds.serialise import (
     event_kind,
     event_of,
@@ -19,8 +21,9 @@ from boltz_mesh.rounds.serialise import (
     state_of,
     state_payload,
 )
-from boltz_mesh.rounds.state import Aborted, Ended, Published, RoundState, deadline_of
+from boltz_mesh.rounds.state import Aborted, Ended, Published, Releasing, RoundState, deadline_of
 from boltz_mesh.rounds.step import fold, pending, step
+from boltz_mesh.services.budgets import ledger_entry
 from boltz_mesh.storage import inbox, ledger, round_events, rounds, updates
 from boltz_mesh.storage.inbox import InboxItem
 from boltz_mesh.storage.postgres import Connection
@@ -34,7 +37,7 @@ from boltz_mesh.storage.round_events import (
 from boltz_mesh.storage.rounds import Round, RoundOutcome
 from boltz_protocol import limits
 from boltz_protocol.errors import StateConflict
-from boltz_protocol.ids import RoundId
+from boltz_protocol.ids import ClientId, RoundId
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +127,7 @@ async def commit(
     inbox_ids: Sequence[int] = (),
     config: SignedConfig | None = None,
     aggregate: AggregateBlob | None = None,
-    charge: Sequence[ledger.PrivacyEvent] = (),
+    terms: ReleaseTerms | None = None,
 ) -> Turn:
     """Step, and write what the step means. The caller holds the round's lock.
 
@@ -134,19 +137,24 @@ async def commit(
         inbox_ids: rows that the events came from.
         config: with RosterFixed.
         aggregate: with AggregateReady.
-        charge: with AggregateReady and AggregateRejected: what each survivor spends.
+        terms: what a release costs each survivor; needed where the step may charge.
 
     Raises: StateConflict.
     """
     state, effects = advance(before.state, events)
     assert state is not None, "the first event of a round starts it"
-    moved = before.state is None or before.state.phase is not state.phase
-    if charge:
-        await ledger.debit(connection, charge)
+    # By type: two states share ADVERTISING_KEYS.
+    moved = type(before.state) is not type(state)
+    if survivors := charges(before.state, state):
+        assert terms is not None, "a charge has its terms"
+        await _charge(connection, state, survivors, terms, events[-1].at_ms)
     if moved and aggregate is not None:
-        counted = [entry.client_id for entry in charge]
+        assert isinstance(state, Releasing), "an aggregate is released"
         await updates.settle_updates(
-            connection, round_id, state.parameters.attempt, counted=counted
+            connection,
+            round_id,
+            state.parameters.attempt,
+            counted=[ClientId(client) for client in state.survivors],
         )
     if isinstance(state, Ended):
         await ledger.release_holds(connection, round_id)
@@ -171,6 +179,31 @@ async def commit(
         inbox_ids=inbox_ids,
     )
     return Turn(Position(state, next_seq), tuple(events), effects)
+
+
+async def _charge(
+    connection: Connection,
+    state: RoundState,
+    survivors: Sequence[str],
+    terms: ReleaseTerms,
+    at_ms: int,
+) -> None:
+    parameters = state.parameters
+    await ledger.debit(
+        connection,
+        [
+            ledger_entry(
+                terms.event(
+                    model=parameters.model_id,
+                    round=parameters.round_id,
+                    attempt=parameters.attempt,
+                    client=client,
+                ),
+                at_ms,
+            )
+            for client in survivors
+        ],
+    )
 
 
 def _end(state: Ended, at_ms: int) -> RoundEnd:

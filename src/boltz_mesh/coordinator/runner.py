@@ -27,11 +27,12 @@ from boltz_mesh.coordinator.candidates import (
     read_candidates,
 )
 from boltz_mesh.coordinator.clean_up import clean_up
-from boltz_mesh.coordinator.commit import Settled, settle
+from boltz_mesh.coordinator.commit import BY_COORDINATOR, Settled, settle
 from boltz_mesh.coordinator.configure import key_needed_until_ms
 from boltz_mesh.coordinator.draw import draw_roster
 from boltz_mesh.coordinator.parts import Parts
 from boltz_mesh.coordinator.record import Position, Turn
+from boltz_mesh.coordinator.sealed import enough_released, objection, sign_what_is_fixed
 from boltz_mesh.coordinator.trace import RoundTrace
 from boltz_mesh.coordinator.work import Outcome, Work
 from boltz_mesh.rounds.effect import (
@@ -44,19 +45,22 @@ from boltz_mesh.rounds.effect import (
     SelectRoster,
 )
 from boltz_mesh.rounds.event import (
+    AbortRequested,
     DeadlineReached,
     Event,
     Recovered,
     RoundStarted,
 )
 from boltz_mesh.rounds.fact import Fact, FactKind, events_of
-from boltz_mesh.rounds.plan import Plan
+from boltz_mesh.rounds.plan import Plan, validate_encoding
+from boltz_mesh.rounds.plan_sealed import release_terms
 from boltz_mesh.rounds.state import (
     Aggregating,
     Ended,
     Releasing,
     RoundState,
     Selecting,
+    Unmasking,
     deadline_of,
 )
 from boltz_mesh.rounds.step import pending
@@ -212,16 +216,26 @@ class RoundRunner:
                 for item in items
                 if item.attempt == found.attempt
             ]
-            events = list(events_of(facts, now_ms))
+            enough = await self._enough_released(connection, found, facts)
+            events = list(events_of(facts, now_ms, enough=enough))
             events.extend(await self._seen(connection, now_ms, overdue=overdue))
             if overdue:
                 events.append(DeadlineReached(at_ms=now_ms))
             state, _ = record.advance(self._position.state, events)
             assert state is not None
+            before = self._position.state
+            await sign_what_is_fixed(connection, found, before, state, self._parts)
+            if reason := await objection(connection, found, before, state, self._parts):
+                # First, so that the round ends where it stands, before anybody is charged.
+                abort = AbortRequested(at_ms=now_ms, by=BY_COORDINATOR, reason=reason)
+                events.insert(0, abort)
+                state, _ = record.advance(before, events)
+                assert state is not None
             settled = await settle(connection, state, outcome, self._parts, now_ms)
             events.extend(settled.events)
             if not events and not items:
                 return None, settled
+            assert self._plan is not None
             turn = await record.commit(
                 connection,
                 self._round_id,
@@ -230,7 +244,7 @@ class RoundRunner:
                 fencing_token=self._token,
                 inbox_ids=[item.id for item in items],
                 aggregate=settled.aggregate,
-                charge=settled.charge,
+                terms=release_terms(self._plan, validate_encoding(self._plan)),
             )
             return turn, settled
 
@@ -258,6 +272,17 @@ class RoundRunner:
             return []
         candidates = await read_candidates(connection, model_id, self._plan)
         return [candidates.event(now_ms)] if time_is_up or len(candidates.able) >= wanted else []
+
+    async def _enough_released(
+        self, connection: Connection, found: Round, facts: list[Fact]
+    ) -> bool:
+        """Whether these shares, with the earlier ones, give back all that the sum needs."""
+        state = self._position.state
+        if not isinstance(state, Unmasking):
+            return False
+        if all(fact.kind is not FactKind.SHARES_RELEASED for fact in facts):
+            return False
+        return await enough_released(connection, found, state, self._parts.attempts)
 
     async def _select(self) -> None:
         """Draw the roster among those who are there now, and commit to it."""

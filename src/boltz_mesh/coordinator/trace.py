@@ -18,19 +18,28 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from boltz_mesh.rounds.state import (
     Aborted,
+    AdvertisingKeys,
     Aggregating,
+    CheckingConsistency,
     Collecting,
     Phase,
     Published,
     Releasing,
+    RevealingNonces,
     RoundState,
     Selecting,
+    SharingKeys,
+    Unmasking,
 )
 
 _PROPAGATOR: Final = TraceContextTextMapPropagator()
 _NAMES: Final = {
     Phase.SELECTING: "boltz.round.select",
+    Phase.ADVERTISING_KEYS: "boltz.round.advertise",
+    Phase.SHARING_KEYS: "boltz.round.share",
     Phase.COLLECTING: "boltz.round.collect",
+    Phase.CHECKING_CONSISTENCY: "boltz.round.check",
+    Phase.UNMASKING: "boltz.round.unmask",
     Phase.AGGREGATING: "boltz.round.aggregate",
     Phase.RELEASING: "boltz.round.release",
 }
@@ -86,8 +95,16 @@ class RoundTrace:
 
 def _counts(state: RoundState) -> dict[str, int]:
     match state:
-        case Collecting(roster=roster):
+        case AdvertisingKeys(roster=roster):
             return {"boltz.selected": len(roster)}
+        case RevealingNonces(members=members):
+            return {"boltz.members": len(members)}
+        case SharingKeys(graph_members=members):
+            return {"boltz.members": len(members)}
+        case Collecting(participants=participants):
+            return {"boltz.selected": len(participants)}
+        case CheckingConsistency(survivors=survivors) | Unmasking(survivors=survivors):
+            return {"boltz.survivors": len(survivors)}
         case Aggregating(survivors=survivors):
             return {"boltz.survivors": len(survivors)}
         case Releasing(survivors=survivors, total_weight=weight):

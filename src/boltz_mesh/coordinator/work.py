@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
-from boltz_mesh.coordinator.configure import release_events
 from boltz_mesh.coordinator.fold import AggregateOutOfRange, Folder, NoisedSum, StoredUpdate
 from boltz_mesh.coordinator.parts import Parts
 from boltz_mesh.coordinator.publish import (
@@ -23,16 +22,18 @@ from boltz_mesh.coordinator.publish import (
 )
 from boltz_mesh.rounds.plan import Plan
 from boltz_mesh.rounds.state import Aggregating, Releasing
-from boltz_mesh.services.budgets import ledger_entry
+from boltz_mesh.services.attempts import SharedAttempt, configuration_of, read_released
 from boltz_mesh.services.plans import plan_of
-from boltz_mesh.storage import ledger, models, plans, roster, rounds, updates
+from boltz_mesh.storage import models, plans, roster, rounds, security_events, updates
 from boltz_mesh.storage.models import ModelVersion, StoredBlob
 from boltz_mesh.storage.postgres import Connection
 from boltz_mesh.storage.updates import Update
 from boltz_protocol import codec
 from boltz_protocol import messages as m
+from boltz_protocol import messages_sealed as ms
 from boltz_protocol.envelope import Opener
 from boltz_protocol.errors import (
+    DealerBlamed,
     DecryptionFailed,
     DigestMismatch,
     MalformedMessage,
@@ -43,6 +44,8 @@ from boltz_protocol.errors import (
 )
 from boltz_protocol.ids import ClientId, ModelId, RoundId
 from boltz_protocol.sealing import update_context, update_layout
+from boltz_protocol.secagg.masks import MaskStream
+from boltz_protocol.secagg.recovery import mask_streams_to_remove, recover
 
 T = TypeVar("T")
 
@@ -54,10 +57,9 @@ _UNWRAPPED_AT_ONCE: Final = 4
 
 @dataclass(frozen=True, slots=True)
 class Folded:
-    """An aggregate that waits for its charge; or, without `noised`, one that was rejected."""
+    """A noised aggregate; or, without `noised`, one that was rejected."""
 
     noised: NoisedSum | None
-    charge: tuple[ledger.PrivacyEvent, ...]
     reason: str = ""
 
 
@@ -79,14 +81,6 @@ class Failed:
 
 
 Outcome = Folded | Made | Failed
-
-
-def configuration_of(found: rounds.Round) -> tuple[m.RoundConfiguration, bytes]:
-    """A collecting round's configuration and its digest."""
-    assert found.config_statement is not None
-    assert found.config_digest is not None
-    statement = codec.parse_statement(found.config_statement)
-    return codec.parse_round_configuration(statement.payload), found.config_digest
 
 
 class Work:
@@ -118,15 +112,6 @@ class Work:
 
         found, entries, rows = await self._parts.database.read("read_updates", body)
         configuration, config_digest = configuration_of(found)
-        charge = tuple(
-            ledger_entry(event, self._parts.clock())
-            for event in release_events(
-                state.survivors,
-                parameters=state.parameters,
-                noise_multiplier=configuration.noise_multiplier,
-                sensitivity=configuration.bound_l2,
-            )
-        )
         weights = {entry.client_id: entry.weight for entry in entries}
         by_client = {row.client_id: row for row in rows}
         folder = Folder(self._parts.blobs, self._parts.keyring.kek, self._parts.chunks)
@@ -137,14 +122,65 @@ class Work:
                 config_digest,
                 weights,
             )
+            masks = await self._masks_in_sum(found, state)
             noised = await self._in_thread(
-                lambda: folder.fold(opened, configuration, self._cancelled)
+                lambda: folder.fold(opened, configuration, masks, self._cancelled)
             )
         except AggregateOutOfRange as error:
-            return Folded(None, charge, error.message)
+            return Folded(None, error.message)
         except _DAMAGED as error:
             return Failed(f"UPDATE_UNREADABLE: {error.message}")
-        return Folded(noised, charge)
+        except DealerBlamed as error:
+            await self._report_dealers(found, entries, error)
+            # The reason is shown to every client of the round: it names none of them.
+            return Failed("DEALER_BLAMED: a client dealt shares of something else than its secrets")
+        return Folded(noised)
+
+    async def _masks_in_sum(
+        self, found: rounds.Round, state: Aggregating
+    ) -> tuple[MaskStream, ...]:
+        """What is left of the clients' masks in the survivors' sum; nothing in an open round.
+
+        The secrets live in this call and in the streams, and are never kept.
+
+        Raises: DealerBlamed.
+        """
+        if not state.parameters.is_sealed:
+            return ()
+        attempts, keyring = self._parts.attempts, self._parts.keyring
+
+        async def body(
+            connection: Connection,
+        ) -> tuple[SharedAttempt, dict[int, ms.DealtShares], dict[int, ms.SharesReleased]]:
+            shared = await attempts.shared(connection, found, state.graph_members)
+            dealt = await attempts.dealt(connection, found, shared.positions(state.sharers))
+            return shared, dealt, await read_released(connection, found, keyring)
+
+        shared, dealt, released = await self._parts.database.read("read_shares", body)
+        survivors = shared.positions(state.survivors)
+        sharers = shared.positions(state.sharers)
+
+        def recovered() -> tuple[MaskStream, ...]:
+            secrets = recover(shared.attempt, dealt, released, survivors, sharers)
+            return mask_streams_to_remove(shared.attempt, secrets, survivors, sharers)
+
+        return await self._in_thread(recovered)
+
+    async def _report_dealers(
+        self, found: rounds.Round, entries: Sequence[roster.RosterEntry], error: DealerBlamed
+    ) -> None:
+        async def body(connection: Connection) -> None:
+            for position in error.dealers:
+                await security_events.record_security_event(
+                    connection,
+                    kind=error.reason.lower(),
+                    client_id=entries[position].client_id,
+                    round_id=found.round_id,
+                    detail={"attempt": found.attempt},
+                    at_ms=self._parts.clock(),
+                )
+
+        await self._parts.database.run_tx("report_dealers", body)
 
     async def _open_all(
         self,

@@ -11,10 +11,13 @@ from boltz_mesh.services.participation import Incoming, Participation
 from boltz_mesh.services.plans import Plans
 from boltz_mesh.services.privacy import read_budget
 from boltz_mesh.services.rounds import Rounds
+from boltz_mesh.services.sealed_inbox import KeysAdvertised, SurvivorsSigned
+from boltz_mesh.services.subscriptions import Push
 from boltz_mesh.services.uploads import Progress, Uploads
 from boltz_mesh.storage.postgres import Database
-from boltz_protocol import codec
+from boltz_protocol import codec, codec_sealed
 from boltz_protocol import messages as m
+from boltz_protocol import messages_sealed as ms
 from boltz_protocol.chunk_wire import WireChunk
 from boltz_protocol.errors import MalformedMessage, PermissionDenied
 from boltz_protocol.ids import ClientId, parse_client_id, parse_model_id, parse_round_id
@@ -60,19 +63,23 @@ class AggregatorService(aggregator_pb2_grpc.AggregatorServicer):
                         yield codec.statement_from_proto(request.check_in)
                     case "decline":
                         yield codec.decline_from_proto(request.decline)
+                    case "key_advertisement":
+                        yield KeysAdvertised(codec.statement_from_proto(request.key_advertisement))
+                    case "nonce_reveal":
+                        yield codec_sealed.nonce_reveal_from_proto(request.nonce_reveal)
+                    case "shares_dealt":
+                        yield codec_sealed.shares_dealt_from_proto(request.shares_dealt)
+                    case "survivors_seen":
+                        yield SurvivorsSigned(codec.statement_from_proto(request.survivors_seen))
+                    case "shares_released":
+                        yield codec_sealed.shares_released_from_proto(request.shares_released)
                     case _:
                         raise MalformedMessage("a ParticipateRequest without a message")
 
         serving = self._participation.serve(self._client(context), incoming())
         async with aclosing(serving) as answers:
             async for answer in answers:
-                match answer:
-                    case m.Welcome():
-                        yield pb.ParticipateResponse(welcome=codec.welcome_to_proto(answer))
-                    case m.RoundOffer():
-                        yield pb.ParticipateResponse(offer=codec.offer_to_proto(answer))
-                    case m.RoundOutcome():
-                        yield pb.ParticipateResponse(outcome=codec.outcome_to_proto(answer))
+                yield _response(answer)
 
     async def SubmitUpdate(
         self, request_iterator: AsyncIterator[pb.SubmitUpdateRequest], context: Context
@@ -163,3 +170,27 @@ class AggregatorService(aggregator_pb2_grpc.AggregatorServicer):
         if caller.role is Role.CLIENT and client_id != caller.name:
             raise PermissionDenied("a client may ask for its own budget only", role=caller.role)
         return await read_budget(self._database, model_id, client_id)
+
+
+def _response(answer: m.Welcome | Push) -> pb.ParticipateResponse:
+    """What is pushed, as the contract says it."""
+    match answer:
+        case m.Welcome():
+            return pb.ParticipateResponse(welcome=codec.welcome_to_proto(answer))
+        case m.RoundOffer():
+            return pb.ParticipateResponse(offer=codec.offer_to_proto(answer))
+        case m.RoundOutcome():
+            return pb.ParticipateResponse(outcome=codec.outcome_to_proto(answer))
+        case ms.KeyRosterNotice():
+            key_roster = codec_sealed.key_roster_notice_to_proto(answer)
+            return pb.ParticipateResponse(key_roster=key_roster)
+        case ms.PeersNotice():
+            return pb.ParticipateResponse(peers=codec_sealed.peers_notice_to_proto(answer))
+        case ms.SharesNotice():
+            return pb.ParticipateResponse(shares=codec_sealed.shares_notice_to_proto(answer))
+        case ms.SurvivorsNotice():
+            survivors = codec_sealed.survivors_notice_to_proto(answer)
+            return pb.ParticipateResponse(survivors=survivors)
+        case ms.SignaturesNotice():
+            signatures = codec_sealed.signatures_notice_to_proto(answer)
+            return pb.ParticipateResponse(signatures=signatures)

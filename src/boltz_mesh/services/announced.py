@@ -24,14 +24,18 @@ from boltz_protocol.statement import Statement
 
 @dataclass(frozen=True, slots=True)
 class Announced:
-    """A manifest that passed every check, and what follows from its round."""
+    """A manifest that passed every check, and what follows from its round.
+
+    Attributes:
+        norm_bound: holds the bound that the vector is checked against; None where it is masked.
+    """
 
     manifest: m.UpdateManifest
     statement: Statement
     position: int
     context: UpdateContext
     layout: ChunkLayout
-    encoding: Encoding
+    norm_bound: Encoding | None
 
     @property
     def key(self) -> str:
@@ -90,7 +94,9 @@ def checked_manifest(
         session_id=manifest.session_id,
         recipient_key_id=key.key_id,
     )
-    return Announced(manifest, statement, entry.position, context, layout, terms.encoding)
+    masked = configuration.mode is not m.RoundMode.OPEN
+    bound = None if masked else terms.encoding
+    return Announced(manifest, statement, entry.position, context, layout, bound)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from boltz_mesh.privacy.budget import Budget, affordable
-from boltz_mesh.privacy.mechanisms import PrivacyEvent, release_event
+from boltz_mesh.privacy.mechanisms import PrivacyEvent
+from boltz_mesh.rounds.plan_sealed import ReleaseTerms
 from boltz_mesh.storage import ledger
 from boltz_mesh.storage.postgres import Connection
 from boltz_protocol.ids import ClientId, ModelId, RoundId
@@ -95,22 +96,14 @@ async def clients_with_budget(
     client_ids: Sequence[ClientId],
     *,
     budget: Budget | None,
-    noise_multiplier: float,
-    sensitivity: int,
+    terms: ReleaseTerms,
 ) -> frozenset[str]:
-    """Those for whom one more release fits; all of them where the plan has no budget."""
+    """Those for whom one more release on these terms fits; all where the plan has no budget."""
     if budget is None:
         return frozenset(client_ids)
     past = await past_events(connection, model_id, client_ids)
     next_events = [
-        release_event(
-            noise_multiplier=noise_multiplier,
-            sensitivity=sensitivity,
-            model=model_id,
-            round="",
-            attempt=1,
-            client=client_id,
-        )
+        terms.event(model=model_id, round="", attempt=1, client=client_id)
         for client_id in client_ids
     ]
     return affordable(budget, past, next_events)

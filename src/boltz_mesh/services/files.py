@@ -191,25 +191,24 @@ class EncryptedReader:
             done += taken
         return done
 
-    def whole_chunk(self, offset: int) -> memoryview | None:
-        """The chunk that starts at `offset`, as a view that the next read overwrites; None where no
-        chunk starts there.
+    def read_chunk_into(self, index: int, out: memoryview) -> int:
+        """Fill the front of `out` with chunk `index`; returns its plain bytes. Any thread may.
+
+        Args:
+            out: room for the chunk and its tag.
 
         Raises: DecryptionFailed where the blob was altered.
         """
-        index, rest = divmod(offset, limits.MODEL_CHUNK_BYTES)
-        if rest or not 0 <= index < self._layout.count:
-            return None
-        self._hold(index)
-        return self._chunk[: self._layout.plain_bytes(index)]
+        cipher = out[: self._layout.cipher_bytes(index)]
+        # A blob that is too short leaves old bytes in the buffer: they do not authenticate.
+        self._blob.pread_into(cipher, self._layout.cipher_offset(index))
+        return self._opener.open_into(index, cipher, out)
 
     def _hold(self, index: int) -> None:
         if index == self._held:
             return
         self._held = -1
-        cipher = self._chunk[: self._layout.cipher_bytes(index)]
-        self._blob.pread_into(cipher, self._layout.cipher_offset(index))
-        self._opener.open_into(index, cipher, self._chunk)
+        self.read_chunk_into(index, self._chunk)
         self._held = index
 
     def close(self) -> None:

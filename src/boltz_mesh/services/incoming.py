@@ -13,14 +13,15 @@ from boltz_protocol.packing import norm_squared_packed24
 
 
 class IncomingUpdate:
-    """Adds up the exact norm of an update whose chunks come in order.
+    """Checks an update whose chunks come in order, and adds up its exact norm.
 
     Args:
         opener: of the update's envelope; its layout says how many bytes each chunk has.
-        encoding: of the round; the norm is checked against its bound.
+        encoding: the norm is checked against its bound; None for a masked vector, which looks like
+            noise: there each client checks its own, and the server the sum's range.
     """
 
-    def __init__(self, opener: Opener, encoding: Encoding) -> None:
+    def __init__(self, opener: Opener, encoding: Encoding | None) -> None:
         self._opener = SequentialOpener(opener)
         self._layout = opener.layout
         self._encoding = encoding
@@ -66,10 +67,12 @@ class IncomingUpdate:
         Raises: MalformedMessage (length), DecryptionFailed, NormExceeded as soon as it is certain.
         """
         size = self._opener.open_next_into(cipher, self._plain)
-        self._norm_squared += norm_squared_packed24(memoryview(self._plain)[:size])
-        self._encoding.check_norm(self._norm_squared)
+        if self._encoding is not None:
+            self._norm_squared += norm_squared_packed24(memoryview(self._plain)[:size])
+            self._encoding.check_norm(self._norm_squared)
 
     def finish(self) -> None:
         """Raises: DecryptionFailed where chunks are missing, NormExceeded."""
         self._opener.finish()
-        self._encoding.check_norm(self._norm_squared)
+        if self._encoding is not None:
+            self._encoding.check_norm(self._norm_squared)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
-from contextlib import aclosing
 from typing import Final, TypeVar
 
 import numpy as np
@@ -19,6 +18,7 @@ from boltz_mesh.services.guard import Context, caller_of
 from boltz_mesh.services.keyring import KeyRing
 from boltz_mesh.services.paging import decode_token, encode_token, page_size
 from boltz_mesh.services.plans import plan_of
+from boltz_mesh.services.shared_reads import SharedReads
 from boltz_mesh.services.threads import in_thread, to_its_end
 from boltz_mesh.storage import models, plans
 from boltz_mesh.storage.blobs import BlobStore
@@ -71,6 +71,7 @@ class ModelStoreService(model_store_pb2_grpc.ModelStoreServicer):
         self._keyring = keyring
         self._executor = executor
         self._clock = clock
+        self._reads = SharedReads(executor)
 
     async def _run(self, call: Callable[[], T]) -> T:
         return await in_thread(self._executor, call)
@@ -229,43 +230,27 @@ class ModelStoreService(model_store_pb2_grpc.ModelStoreServicer):
             # The first credit is enough: one thread hand-over, no task that waits for more.
             yield await self._run(lambda: self._read_rest(found, offset))
             return
-        async with aclosing(self._read_chunks(found, offset, credits, requests)) as chunks:
-            async for chunk in chunks:
-                yield chunk
-
-    async def _read_chunks(
-        self,
-        found: ModelVersion,
-        offset: int,
-        credits: Credits,
-        requests: AsyncIterator[pb.PullRequest],
-    ) -> AsyncGenerator[bytes, None]:
-        reader = await self._run(lambda: self._reader(found))
-        loop = asyncio.get_running_loop()
-
-        def read(at: int) -> asyncio.Future[bytes]:
-            size = min(limits.MODEL_CHUNK_BYTES, found.size_bytes - at)
-            return loop.run_in_executor(self._executor, lambda: _read(reader, at, size))
-
-        adding = asyncio.create_task(credits.add_from(requests))
-        reading = read(offset)
-        try:
-            while offset < found.size_bytes:
-                await credits.spend(adding)
-                data = await to_its_end(reading)
-                offset += min(limits.MODEL_CHUNK_BYTES, found.size_bytes - offset)
-                if offset < found.size_bytes:
-                    reading = read(offset)  # while this chunk is sent
-                yield data
-        finally:
-            adding.cancel()
-            # What it read is of no use now, and neither is how it failed.
-            await asyncio.gather(adding, reading, return_exceptions=True)
-            reader.close()
+        digest = found.weights.blob_digest
+        async with self._reads.opened(digest, lambda: self._reader(found)) as file:
+            adding = asyncio.create_task(credits.add_from(requests))
+            try:
+                reading = file.message(offset)
+                while offset < found.size_bytes:
+                    await credits.spend(adding)
+                    message = reading.result() if reading.done() else await to_its_end(reading)
+                    offset += limits.MODEL_CHUNK_BYTES - offset % limits.MODEL_CHUNK_BYTES
+                    if offset < found.size_bytes:
+                        reading = file.message(offset)  # while this chunk is sent
+                    yield message
+            finally:
+                adding.cancel()
+                await asyncio.gather(adding, return_exceptions=True)
 
     def _read_rest(self, found: ModelVersion, offset: int) -> bytes:
+        data = bytearray(found.size_bytes - offset)
         with self._reader(found) as reader:
-            return _read(reader, offset, found.size_bytes - offset)
+            reader.read_into(data, offset)
+        return encode_chunk(offset, data)
 
     def _reader(self, found: ModelVersion) -> EncryptedReader:
         return EncryptedReader(
@@ -343,16 +328,6 @@ def _version_in(token: str) -> int:
     if not token.isdecimal() or len(token) > _MAX_VERSION_DIGITS:
         raise MalformedMessage("this is not a page token", field="page.token")
     return int(token)
-
-
-def _read(reader: EncryptedReader, offset: int, size: int) -> bytes:
-    """A chunk of a file as it goes on the wire."""
-    aligned = reader.whole_chunk(offset)
-    if aligned is not None and len(aligned) == size:
-        return encode_chunk(offset, aligned)
-    buffer = bytearray(size)
-    reader.read_into(buffer, offset)
-    return encode_chunk(offset, buffer)
 
 
 def _chunk_of(request: pb.PublishRequest | WireChunk) -> WireChunk:

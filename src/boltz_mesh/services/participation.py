@@ -1,14 +1,12 @@
-"""Participate: check-ins up, offers and outcomes down. Nothing is polled.
+"""Participate: check-ins and answers up, offers, steps and outcomes down. Nothing is polled.
 
-What a client is told follows from the tables alone, so any replica can tell it and a reconnected
-stream is told again: while a round collects, those in its roster (same session) get the offer; when
-it has ended, those that were offered it get the outcome.
+What a client is told follows from the tables alone (`pushes`), so any replica can tell it and a
+reconnected stream is told again. What it answers in a sealed round goes to `sealed_inbox`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator
 from functools import partial
 from typing import Final
@@ -18,11 +16,13 @@ from boltz_mesh.rounds.state import Phase
 from boltz_mesh.services.clock import Clock
 from boltz_mesh.services.keyring import KeyRing
 from boltz_mesh.services.patience import patiently
+from boltz_mesh.services.pushes import Pushes
+from boltz_mesh.services.sealed_inbox import SealedInbox, SealedMessage
+from boltz_mesh.services.signed import verified_payload
 from boltz_mesh.services.subscriptions import Push, Subscription, Subscriptions
-from boltz_mesh.storage import check_ins, clients, inbox, plans, roster, rounds, updates
+from boltz_mesh.storage import check_ins, inbox, plans, roster, rounds
 from boltz_mesh.storage.listen import Listener
 from boltz_mesh.storage.postgres import Channel, Connection, Database
-from boltz_mesh.storage.updates import UpdateState
 from boltz_protocol import codec, limits
 from boltz_protocol import messages as m
 from boltz_protocol.errors import (
@@ -32,13 +32,21 @@ from boltz_protocol.errors import (
     StateConflict,
 )
 from boltz_protocol.ids import ClientId, ModelId, RoundId
-from boltz_protocol.keys import load_rsa_public_key
-from boltz_protocol.statement import CLIENT_ALGORITHMS, Statement, verify
-from boltz_protocol.weights import WeightLeaf, prove_all
+from boltz_protocol.statement import Statement
 
-#: What a client may send after its first check-in.
-Incoming = Statement | m.RoundDecline
+#: What a client may send: check-ins, and after the first one the rest.
+Incoming = Statement | m.RoundDecline | SealedMessage
 _DECLINED: Final = "declined: "
+#: Phases in which the round waits for its clients.
+_WAITING: Final = frozenset(
+    {
+        Phase.ADVERTISING_KEYS,
+        Phase.SHARING_KEYS,
+        Phase.COLLECTING,
+        Phase.CHECKING_CONSISTENCY,
+        Phase.UNMASKING,
+    }
+)
 
 
 class Participation:
@@ -50,12 +58,16 @@ class Participation:
         database: Database,
         keyring: KeyRing,
         subscriptions: Subscriptions,
+        pushes: Pushes,
+        sealed: SealedInbox,
         replica_id: str,
         clock: Clock,
     ) -> None:
         self._database = database
         self._keyring = keyring
         self._subscriptions = subscriptions
+        self._pushes = pushes
+        self._sealed = sealed
         self._replica_id = replica_id
         self._clock = clock
 
@@ -83,7 +95,7 @@ class Participation:
                 subscription.check_in = check_in
                 reader = asyncio.create_task(self._read(subscription, incoming))
                 yield self._welcome()
-                await self._catch_up(subscription)
+                await self._pushes.catch_up(subscription)
                 while (message := await subscription.next()) is not None:
                     yield message
             finally:
@@ -102,7 +114,7 @@ class Participation:
                 match message:
                     case m.RoundDecline():
                         await self._decline(subscription, message)
-                    case _:
+                    case Statement():
                         renewed = await self._verified(subscription.client_id, message)
                         if (renewed.model_id, renewed.session_id) != (
                             subscription.model_id,
@@ -111,6 +123,10 @@ class Participation:
                             raise MalformedMessage("one stream serves one model and one session")
                         await self._record(renewed)
                         subscription.check_in = renewed
+                    case _:
+                        await self._sealed.take(
+                            subscription.client_id, subscription.session_id, message
+                        )
         except Exception as error:
             # The stream's own coroutine raises it, so that it leaves as the stream's status.
             subscription.close(error)
@@ -120,16 +136,10 @@ class Participation:
     async def _verified(self, client_id: ClientId, statement: Statement) -> check_ins.CheckIn:
         """The row of a check-in that is in order; nothing is written yet."""
 
-        async def body(connection: Connection) -> clients.Client:
-            return await clients.get_client(connection, client_id)
+        async def body(connection: Connection) -> bytes:
+            return await verified_payload(connection, client_id, statement, m.CHECK_IN)
 
-        client = await self._database.read("check_in_client", body)
-        payload = verify(
-            statement,
-            expected_type=m.CHECK_IN,
-            public_key=load_rsa_public_key(client.public_key_spki),
-            allowed_algorithms=CLIENT_ALGORITHMS,
-        )
+        payload = await self._database.read("check_in_client", body)
         check_in = codec.parse_check_in(payload)
         self._validate(check_in, client_id)
         return check_ins.CheckIn(
@@ -173,7 +183,7 @@ class Participation:
     async def _report_superseded(self, connection: Connection, check_in: check_ins.CheckIn) -> None:
         """A restarted client's keys and promises are gone: its old session is a dropout."""
         found = await rounds.find_open_round(connection, check_in.model_id)
-        if found is None or found.phase != Phase.COLLECTING:
+        if found is None or found.phase not in _WAITING:
             return
         entry = await roster.find_roster_entry(
             connection, found.round_id, found.attempt, check_in.client_id
@@ -203,7 +213,7 @@ class Participation:
             )
             if entry is None or entry.session_id != subscription.session_id:
                 raise StateConflict("this session was not selected for the round it declines")
-            if found.phase == Phase.COLLECTING and found.attempt == decline.attempt:
+            if found.phase in _WAITING and found.attempt == decline.attempt:
                 reason = f"{_DECLINED}{decline.reason}"
                 await self._put_dropped(connection, found, subscription.client_id, reason)
 
@@ -234,7 +244,7 @@ class Participation:
 
         await self._database.run_tx("forget_earlier_run", body)
 
-    # --- pushes ---------------------------------------------------------------------------------
+    # --- what changes ---------------------------------------------------------------------------
 
     async def watch(self, listener: Listener) -> None:
         """Feed the streams of this replica from what changes in the database, for ever."""
@@ -243,7 +253,7 @@ class Participation:
                 if wakeup.resync:
                     await patiently(self._resync)
                 for round_id in wakeup.payloads:
-                    await patiently(partial(self._round_changed, RoundId(round_id)))
+                    await patiently(partial(self._pushes.round_changed, RoundId(round_id)))
 
     async def _resync(self) -> None:
         """After an outage: others may have taken this replica for dead, and rounds went on."""
@@ -251,7 +261,7 @@ class Participation:
             for subscription in self._subscriptions.of_model(model_id):
                 if subscription.check_in is not None:
                     await self._check_in_again(subscription, subscription.check_in)
-                await self._catch_up(subscription)
+                await self._pushes.catch_up(subscription)
 
     async def _check_in_again(self, subscription: Subscription, row: check_ins.CheckIn) -> None:
         async def body(connection: Connection) -> None:
@@ -263,99 +273,6 @@ class Participation:
         await self._database.run_tx("check_in_again", body)
         if subscription.check_in is None:  # it left meanwhile, perhaps before our row was there
             await self._check_out(subscription)
-
-    async def _catch_up(self, subscription: Subscription) -> None:
-        async def body(connection: Connection) -> rounds.Round | None:
-            return await rounds.find_open_round(connection, subscription.model_id)
-
-        found = await self._database.read("catch_up", body)
-        if found is not None and found.phase == Phase.COLLECTING:
-            await self._offer(found, [subscription])
-        for round_id, _ in list(subscription.offered):
-            if found is None or found.round_id != round_id:
-                await self._round_changed(RoundId(round_id))
-
-    async def _round_changed(self, round_id: RoundId) -> None:
-        async def body(connection: Connection) -> rounds.Round:
-            return await rounds.get_round(connection, round_id)
-
-        found = await self._database.read("round_changed", body)
-        waiting = self._subscriptions.of_model(found.model_id)
-        attempt = (found.round_id, found.attempt)
-        if found.outcome is not None:
-            self._keyring.forget_round(found.round_id)
-            await self._tell_outcome(found, [s for s in waiting if attempt in s.offered])
-        elif found.phase == Phase.COLLECTING:
-            await self._offer(found, [s for s in waiting if attempt not in s.offered])
-
-    async def _offer(self, found: rounds.Round, streams: list[Subscription]) -> None:
-        """Push the offer to those of `streams` that are in the roster and have not uploaded."""
-        if not streams:
-            return
-        assert found.config_statement is not None
-
-        async def body(
-            connection: Connection,
-        ) -> tuple[list[roster.RosterEntry], list[updates.Update]]:
-            entries = await roster.get_roster(connection, found.round_id, found.attempt)
-            return entries, await updates.list_updates(connection, found.round_id, found.attempt)
-
-        entries, known = await self._database.read("offer_round", body)
-        done = {row.client_id for row in known if row.state is not UpdateState.RECEIVING}
-        mine = {stream.client_id: stream for stream in streams}
-        chosen = [
-            entry
-            for entry in entries
-            if entry.client_id in mine
-            and entry.client_id not in done
-            and mine[entry.client_id].session_id == entry.session_id
-        ]
-        if not chosen:
-            return
-        proofs = await asyncio.to_thread(prove_all, [_leaf(entry) for entry in entries])
-        statement = codec.parse_statement(found.config_statement)
-        for entry in chosen:
-            subscription = mine[entry.client_id]
-            attempt = (found.round_id, found.attempt)
-            if attempt in subscription.offered:
-                continue  # another wakeup was quicker
-            subscription.offered.add(attempt)
-            proof = tuple(m.RosterSibling(node.hash, node.total) for node in proofs[entry.position])
-            trace = m.TraceContext(found.trace_context)
-            subscription.push(m.RoundOffer(statement, entry.entry, proof, trace))
-
-    async def _tell_outcome(self, found: rounds.Round, streams: list[Subscription]) -> None:
-        if not streams:
-            return
-
-        async def body(connection: Connection) -> list[updates.Update]:
-            return await updates.list_updates(
-                connection, found.round_id, found.attempt, UpdateState.COUNTED
-            )
-
-        counted = {row.client_id for row in await self._database.read("tell_outcome", body)}
-        published = found.new_version is not None
-        for subscription in streams:
-            subscription.offered.discard((found.round_id, found.attempt))
-            subscription.push(
-                m.RoundOutcome(
-                    round_id=found.round_id,
-                    attempt=found.attempt,
-                    phase=m.Phase.PUBLISHED if published else m.Phase.ABORTED,
-                    reason="" if published else (found.reason or "")[: limits.MAX_NAME_CHARS],
-                    new_version=found.new_version or 0,
-                    counted=published and subscription.client_id in counted,
-                )
-            )
-
-
-def _leaf(entry: roster.RosterEntry) -> WeightLeaf:
-    return WeightLeaf(
-        index=entry.position,
-        client_id=entry.client_id,
-        entry_digest=hashlib.sha256(entry.entry).digest(),
-        weight=entry.weight,
-    )
 
 
 async def end_streams_of(

@@ -9,7 +9,6 @@ from typing import Any, Final
 import tomli_w
 
 from boltz_mesh.privacy.budget import rounds_that_fit
-from boltz_mesh.privacy.mechanisms import release_event
 from boltz_mesh.rounds.plan import (
     Plan,
     plan_from_json,
@@ -18,6 +17,7 @@ from boltz_mesh.rounds.plan import (
     plan_to_toml_table,
     validate_encoding,
 )
+from boltz_mesh.rounds.plan_sealed import release_terms
 from boltz_mesh.services.clock import Clock
 from boltz_mesh.storage import models
 from boltz_mesh.storage import plans as rows
@@ -45,14 +45,8 @@ def rounds_allowed(plan: Plan) -> int:
     """Rounds that the budget allows for a client that is in all of them; 0 for no limit."""
     if plan.budget is None:
         return 0
-    event = release_event(
-        noise_multiplier=plan.noise_multiplier,
-        sensitivity=validate_encoding(plan).bound_l2,
-        model=plan.model,
-        round="",
-        attempt=1,
-        client="",
-    )
+    terms = release_terms(plan, validate_encoding(plan))
+    event = terms.event(model=plan.model, round="", attempt=1, client="")
     return rounds_that_fit(plan.budget, (), event)
 
 

@@ -6,8 +6,9 @@ import math
 
 from boltz_mesh.privacy import accountant
 from boltz_mesh.privacy.budget import rounds_that_fit
-from boltz_mesh.privacy.mechanisms import PrivacyEvent, release_event
+from boltz_mesh.privacy.mechanisms import PrivacyEvent
 from boltz_mesh.rounds.plan import Plan, validate_encoding
+from boltz_mesh.rounds.plan_sealed import release_terms
 from boltz_mesh.services.budgets import Events, charged_events, held_events
 from boltz_mesh.services.plans import plan_of
 from boltz_mesh.storage import ledger, plans
@@ -71,14 +72,8 @@ def _answer(
         answer.client_id = client_id or ""
     spent = charged.get(answer.client_id, [])
     replaced = accountant.spent(spent, delta, relation="contribution-replaced")
-    next_event = release_event(
-        noise_multiplier=plan.noise_multiplier,
-        sensitivity=validate_encoding(plan).bound_l2,
-        model=model_id,
-        round="",
-        attempt=1,
-        client=answer.client_id,
-    )
+    terms = release_terms(plan, validate_encoding(plan))
+    next_event = terms.event(model=model_id, round="", attempt=1, client=answer.client_id)
     answer.epsilon_spent = accountant.epsilon_of(spent, delta)
     answer.epsilon_held = accountant.epsilon_of(with_holds(answer.client_id), delta)
     answer.epsilon_budget = plan.budget.epsilon

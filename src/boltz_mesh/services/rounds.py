@@ -10,6 +10,7 @@ from opentelemetry.propagate import inject
 
 from boltz_mesh.rounds.fact import FactKind
 from boltz_mesh.rounds.plan import Plan, validate_encoding
+from boltz_mesh.rounds.plan_sealed import release_terms
 from boltz_mesh.rounds.state import Phase
 from boltz_mesh.services.budgets import clients_with_budget
 from boltz_mesh.services.clock import Clock
@@ -25,8 +26,11 @@ from boltz_protocol.ids import ModelId, RoundId, new_round_id, parse_round_id
 from boltz_protocol.v1 import aggregator_pb2 as pb
 from boltz_protocol.v1 import common_pb2
 
-_ABORTABLE = frozenset({Phase.SELECTING, Phase.COLLECTING, Phase.AGGREGATING})
-_MODES: Mapping[str, common_pb2.RoundMode.ValueType] = {"open": common_pb2.ROUND_MODE_OPEN}
+_NOT_ABORTABLE = frozenset({Phase.RELEASING, Phase.PUBLISHED, Phase.ABORTED})
+_MODES: Mapping[str, common_pb2.RoundMode.ValueType] = {
+    "open": common_pb2.ROUND_MODE_OPEN,
+    "sealed": common_pb2.ROUND_MODE_SEALED,
+}
 
 
 class Rounds:
@@ -85,8 +89,7 @@ class Rounds:
             model_id,
             active,
             budget=plan.budget,
-            noise_multiplier=plan.noise_multiplier,
-            sensitivity=validate_encoding(plan).bound_l2,
+            terms=release_terms(plan, validate_encoding(plan)),
         )
         if len(active) >= plan.cohort.min > len(able):
             raise BudgetExceeded(
@@ -105,7 +108,7 @@ class Rounds:
 
         async def body(connection: Connection) -> None:
             held = await rows.share_round(connection, round_id)
-            if held.outcome is not None or held.phase not in _ABORTABLE:
+            if held.outcome is not None or held.phase in _NOT_ABORTABLE:
                 raise StateConflict(f"the round is {held.phase.lower()}: it cannot be aborted")
             await inbox.put(
                 connection,

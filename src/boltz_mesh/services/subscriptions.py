@@ -12,8 +12,17 @@ from boltz_protocol import limits
 from boltz_protocol.errors import LimitExceeded, MeshError, Superseded
 from boltz_protocol.ids import ClientId, ModelId, SessionId
 from boltz_protocol.messages import RoundOffer, RoundOutcome
+from boltz_protocol.messages_sealed import (
+    KeyRosterNotice,
+    PeersNotice,
+    SharesNotice,
+    SignaturesNotice,
+    SurvivorsNotice,
+)
 
-Push = RoundOffer | RoundOutcome
+#: What a step of a sealed round shows to a client.
+StepNotice = KeyRosterNotice | PeersNotice | SharesNotice | SurvivorsNotice | SignaturesNotice
+Push = RoundOffer | RoundOutcome | StepNotice
 
 
 class Subscription:
@@ -27,6 +36,8 @@ class Subscription:
         self.check_in: CheckIn | None = None
         #: (round id, attempt) pairs that were offered on this stream.
         self.offered: set[tuple[str, int]] = set()
+        #: (round id, attempt, step) of the steps of sealed rounds that were told on this stream.
+        self.told: set[tuple[str, int, str]] = set()
         self._waiting: deque[Push] = deque()
         self._wake = asyncio.Event()
         self._error: Exception | None = None
@@ -39,6 +50,11 @@ class Subscription:
             return
         self._waiting.append(message)
         self._wake.set()
+
+    def forget(self, round_id: str) -> None:
+        """A round has ended: nothing more of it is told here."""
+        self.offered = {told for told in self.offered if told[0] != round_id}
+        self.told = {told for told in self.told if told[0] != round_id}
 
     def close(self, error: Exception | None = None) -> None:
         """End the stream, with an error or in peace."""

@@ -16,13 +16,15 @@ from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from boltz_mesh.rounds.fact import FactKind
-from boltz_mesh.rounds.state import Phase
+from boltz_mesh.rounds.serialise import state_of
+from boltz_mesh.rounds.state import Collecting, Phase
 from boltz_mesh.services.announced import Announced, checked_manifest
 from boltz_mesh.services.clock import Clock
 from boltz_mesh.services.incoming import IncomingUpdate
 from boltz_mesh.services.keyring import KeyRing
+from boltz_mesh.services.signed import verified_payload
 from boltz_mesh.services.threads import in_thread, to_its_end
-from boltz_mesh.storage import clients, inbox, roster, rounds, updates
+from boltz_mesh.storage import inbox, roster, round_events, rounds, updates
 from boltz_mesh.storage.blobs import BlobRef, BlobStore, PartialBlob
 from boltz_mesh.storage.postgres import Connection, Database
 from boltz_mesh.storage.updates import NewUpdate, Update, UpdateState
@@ -40,8 +42,7 @@ from boltz_protocol.errors import (
     Superseded,
 )
 from boltz_protocol.ids import ClientId
-from boltz_protocol.keys import load_rsa_public_key
-from boltz_protocol.statement import CLIENT_ALGORITHMS, Statement, verify
+from boltz_protocol.statement import Statement
 
 T = TypeVar("T")
 #: Chunks handed to a worker thread at once: enough to hide the hand-over, little to hold.
@@ -101,7 +102,7 @@ class Uploads:
         if not known:
             await self._begin(announced)
         async with self._only_stream(announced.key):
-            incoming = IncomingUpdate(opener, announced.encoding)
+            incoming = IncomingUpdate(opener, announced.norm_bound)
             partial = await self._opened(announced, incoming)
             try:
                 yield Progress(incoming.next_offset)
@@ -146,16 +147,10 @@ class Uploads:
     async def _announced(self, client_id: ClientId, statement: Statement) -> tuple[Announced, bool]:
         """A manifest that is in order, and whether one came before it."""
 
-        async def read_client(connection: Connection) -> clients.Client:
-            return await clients.get_client(connection, client_id)
+        async def read_client(connection: Connection) -> bytes:
+            return await verified_payload(connection, client_id, statement, m.UPDATE_MANIFEST)
 
-        client = await self._database.read("submit_client", read_client)
-        payload = verify(
-            statement,
-            expected_type=m.UPDATE_MANIFEST,
-            public_key=load_rsa_public_key(client.public_key_spki),
-            allowed_algorithms=CLIENT_ALGORITHMS,
-        )
+        payload = await self._database.read("submit_client", read_client)
         manifest = codec.parse_update_manifest(payload)
         if manifest.client_id != client_id:
             raise NotInRoster("the manifest names another client than the one that calls")
@@ -200,6 +195,7 @@ class Uploads:
             row = await updates.begin_update(connection, new)
             if row.receipt is None:
                 _check_collecting(held, manifest.attempt)
+                await _check_participant(connection, manifest)
             if row.state is UpdateState.DROPPED:
                 raise RoundClosed("this update was refused before; nothing more is taken for it")
             if row.receipt is None and row.key_commitment != manifest.key_commitment:
@@ -357,6 +353,21 @@ def _check_collecting(held: rounds.Round, attempt: int) -> None:
             f"round {held.round_id} is {held.phase.lower()} and takes no updates",
             round_id=held.round_id,
             phase=held.phase,
+        )
+
+
+async def _check_participant(connection: Connection, manifest: m.UpdateManifest) -> None:
+    """In a sealed round a vector is taken of those alone who have dealt shares of its masks.
+
+    Raises: RoundClosed.
+    """
+    snapshot = await round_events.load_snapshot(connection, manifest.round_id)
+    state = None if snapshot is None else state_of(snapshot.state)
+    assert isinstance(state, Collecting), "held so by the transaction"
+    if manifest.client_id not in state.participants:
+        raise RoundClosed(
+            "this client dealt no shares in time: the round goes on without it",
+            round_id=manifest.round_id,
         )
 
 

@@ -171,16 +171,6 @@ async def find_client_by_request(connection: Connection, request_key_hash: bytes
     return None if row is None else _client(row)
 
 
-async def find_client_by_certificate(connection: Connection, fingerprint: bytes) -> Client | None:
-    """The client whose current certificate has this fingerprint."""
-    row = await connection.fetchrow(
-        "-- find_client_by_certificate\n"
-        "SELECT * FROM federated_clients WHERE certificate_fingerprint = $1",
-        fingerprint,
-    )
-    return None if row is None else _client(row)
-
-
 async def list_clients(
     connection: Connection, *, limit: int, status: ClientStatus | None = None, after: str = ""
 ) -> list[Client]:
@@ -265,35 +255,6 @@ async def set_client_certificate(
     return client
 
 
-async def set_client_key(
-    connection: Connection,
-    client_id: ClientId,
-    *,
-    public_key_spki: bytes,
-    key_id: KeyId,
-    certificate: Certificate,
-) -> Client:
-    """Replace a client's key and the certificate for it. Raises: NotFound, AlreadyExists."""
-    try:
-        row = await connection.fetchrow(
-            "-- set_client_key\n"
-            "UPDATE federated_clients SET public_key_spki = $2, key_id = $3,"
-            " certificate_chain = $4, certificate_fingerprint = $5, certificate_not_after_ms = $6"
-            " WHERE client_id = $1 RETURNING *",
-            client_id,
-            public_key_spki,
-            key_id,
-            certificate.chain,
-            certificate.fingerprint,
-            certificate.not_after_ms,
-        )
-    except asyncpg.UniqueViolationError as error:
-        raise AlreadyExists("this key is registered already", key_id=key_id) from error
-    client = _found(row, client_id)
-    await notify(connection, Channel.CLIENT_CHANGED, client_id)
-    return client
-
-
 async def set_processing_restricted(
     connection: Connection, client_id: ClientId, restricted: bool
 ) -> Client:
@@ -307,14 +268,6 @@ async def set_processing_restricted(
     client = _found(row, client_id)
     await notify(connection, Channel.CLIENT_CHANGED, client_id)
     return client
-
-
-async def get_personal(connection: Connection, client_id: ClientId) -> Personal | None:
-    """A client's personal data; None once erased."""
-    row = await connection.fetchrow(
-        "-- get_personal\nSELECT * FROM client_personal WHERE client_id = $1", client_id
-    )
-    return None if row is None else build(Personal, row)
 
 
 async def get_personals(

@@ -69,16 +69,6 @@ async def take(
     return [build(InboxItem, row, payload=from_json(row["payload"])) for row in rows]
 
 
-async def rounds_with_facts(connection: Connection) -> list[RoundId]:
-    """Unfinished rounds for which something waits: what to look at after a resync."""
-    rows = await connection.fetch(
-        "-- rounds_with_facts\n"
-        "SELECT DISTINCT i.round_id FROM round_inbox i JOIN federated_aggregations a"
-        " USING (round_id) WHERE i.handled_seq IS NULL AND a.outcome IS NULL"
-    )
-    return [RoundId(row["round_id"]) for row in rows]
-
-
 async def prune(connection: Connection, *, ended_before_ms: int) -> int:
     """Delete the facts of rounds that ended before then. Returns how many."""
     status = await connection.execute(

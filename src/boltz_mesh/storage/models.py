@@ -214,14 +214,6 @@ async def list_newest_versions(
     return [_version(row) for row in rows]
 
 
-async def list_model_ids(connection: Connection) -> list[ModelId]:
-    """Every model that has a version."""
-    rows = await connection.fetch(
-        "-- list_model_ids\nSELECT DISTINCT model_id FROM federated_models ORDER BY model_id"
-    )
-    return [ModelId(row["model_id"]) for row in rows]
-
-
 async def promote_model(
     connection: Connection, model_id: ModelId, version: int, *, by: str, at_ms: int
 ) -> ModelVersion:

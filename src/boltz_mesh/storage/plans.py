@@ -85,11 +85,3 @@ async def get_plan(connection: Connection, model_id: ModelId, revision: int | No
         which = "" if revision is None else f" with revision {revision}"
         raise NotFound(f"no plan for model {model_id}{which}", model_id=model_id)
     return _plan(row)
-
-
-async def list_plans(connection: Connection) -> list[Plan]:
-    """The newest revision of every model's plan, by model id."""
-    rows = await connection.fetch(
-        "-- list_plans\nSELECT DISTINCT ON (model_id) * FROM plans ORDER BY model_id, revision DESC"
-    )
-    return [_plan(row) for row in rows]

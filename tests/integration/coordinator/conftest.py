@@ -15,6 +15,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from boltz_mesh.coordinator.parts import Parts
+from boltz_mesh.services.attempts import Attempts
 from boltz_mesh.services.clock import system_clock
 from boltz_mesh.services.identity.authority import Authority, new_root
 from boltz_mesh.services.keyring import KeyRing
@@ -51,6 +52,7 @@ async def open_world(database: FaultyDatabase, folder: Path) -> AsyncIterator[Wo
                 database=database,
                 listener=listener,
                 keyring=keyring,
+                attempts=Attempts(),
                 blobs=DirectoryBlobs(folder),
                 clock=system_clock,
                 tracer=provider.get_tracer("test"),

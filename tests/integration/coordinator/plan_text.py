@@ -4,6 +4,7 @@ from __future__ import annotations
 
 PLAN = """\
 model = "{model}"
+mode = "open"
 clip_norm = 1.0
 privacy = "{privacy}"
 noise_multiplier = {noise}

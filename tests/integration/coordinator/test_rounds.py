@@ -227,13 +227,13 @@ async def test_work_for_a_round_that_went_on_is_not_used(world: World) -> None:
     plan = await world.declare(plan_text())
     base = await world.version(plan, 1)
     for outcome, unused in (
-        (Folded(NoisedSum(stored, 3, 9, {}), ()), (b"b" * 32,)),
+        (Folded(NoisedSum(stored, 3, 9, {})), (b"b" * 32,)),
         (Made(files, plan, 1, base), (b"b" * 32,)),
         (Failed("too late"), ()),
         (None, ()),
     ):
         settled = await world.tx(lambda c, o=outcome: settle(c, ended, o, world.parts, 1))  # type: ignore[misc]
-        assert (settled.events, settled.charge, settled.unused) == ((), (), unused)
+        assert (settled.events, settled.unused) == ((), unused)
 
 
 async def test_a_stale_position_is_refused(world: World) -> None:

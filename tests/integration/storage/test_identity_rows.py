@@ -39,12 +39,7 @@ async def test_a_client_is_found_by_everything_it_has(database: Database) -> Non
         await tx(database, lambda c: clients.find_client_by_request(c, new.request_key_hash))
         == stored
     )
-    fingerprint = digest("certificate 1")
-    assert (
-        await tx(database, lambda c: clients.find_client_by_certificate(c, fingerprint)) == stored
-    )
     assert await tx(database, lambda c: clients.find_client_by_request(c, b"other")) is None
-    assert await tx(database, lambda c: clients.find_client_by_certificate(c, b"other")) is None
     with pytest.raises(NotFound):
         await tx(database, lambda c: clients.get_client(c, client_id(9)))
 
@@ -115,15 +110,6 @@ async def test_changes_of_a_client_reach_every_replica(database: Database) -> No
     async def renew(connection: Connection) -> clients.Client:
         return await clients.set_client_certificate(connection, client_id(1), certificate)
 
-    async def rotate(connection: Connection) -> clients.Client:
-        return await clients.set_client_key(
-            connection,
-            client_id(1),
-            public_key_spki=b"new spki",
-            key_id=KeyId("cd" * 16),
-            certificate=replace(certificate, fingerprint=digest("newer")),
-        )
-
     async def restrict(connection: Connection) -> clients.Client:
         return await clients.set_processing_restricted(connection, client_id(1), True)
 
@@ -135,30 +121,12 @@ async def test_changes_of_a_client_reach_every_replica(database: Database) -> No
     async with await Listener.open(database.url) as listener:
         with listener.subscribe(Channel.CLIENT_CHANGED) as wakeups:
             await anext(wakeups)
-            for change in (renew, rotate, restrict, revoke):
+            for change in (renew, restrict, revoke):
                 client = await tx(database, change)
                 assert (await anext(wakeups)).payloads == {client_id(1)}
-    assert client.public_key_spki == b"new spki"
-    assert client.certificate_fingerprint == digest("newer")
+    assert client.certificate_fingerprint == digest("new")
     assert client.processing_restricted
     assert client.status is ClientStatus.REVOKED
-
-
-async def test_a_key_that_another_client_has(database: Database) -> None:
-    for n in (1, 2):
-        await call(database, clients.insert_client, new_client(n))
-
-    async def rotate(connection: Connection) -> None:
-        await clients.set_client_key(
-            connection,
-            client_id(1),
-            public_key_spki=b"x",
-            key_id=new_client(2).key_id,
-            certificate=clients.Certificate(b"c", digest("n"), 1),
-        )
-
-    with pytest.raises(AlreadyExists):
-        await tx(database, rotate)
 
 
 async def test_unknown_clients_cannot_be_changed(database: Database) -> None:
@@ -172,13 +140,11 @@ async def test_unknown_clients_cannot_be_changed(database: Database) -> None:
 async def test_personal_data_is_in_one_place_and_can_go(database: Database) -> None:
     new = new_client(1)
     await tx(database, lambda c: clients.insert_client(c, new))
-    assert await tx(database, lambda c: clients.get_personal(c, client_id(1))) == new.personal
     found = await call(database, clients.get_personals, [client_id(1), client_id(2)])
     assert found == {client_id(1): new.personal}
     assert "Desk" not in repr(new)
     assert await tx(database, lambda c: clients.erase_personal(c, client_id(1)))
     assert not await tx(database, lambda c: clients.erase_personal(c, client_id(1)))
-    assert await tx(database, lambda c: clients.get_personal(c, client_id(1))) is None
     assert await call(database, clients.get_personals, [client_id(1)]) == {}
     assert (await tx(database, lambda c: clients.get_client(c, client_id(1)))).region == "eu-west"
 

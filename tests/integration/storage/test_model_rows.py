@@ -28,7 +28,6 @@ async def test_each_changed_plan_is_a_revision(database: Database) -> None:
     assert second.revision == 2
     assert await tx(database, lambda c: plans.get_plan(c, MODEL)) == second
     assert await tx(database, lambda c: plans.get_plan(c, MODEL, 1)) == first
-    assert await tx(database, plans.list_plans) == [second]
     with pytest.raises(NotFound, match="revision 3"):
         await tx(database, lambda c: plans.get_plan(c, MODEL, 3))
     with pytest.raises(NotFound):
@@ -88,7 +87,6 @@ async def test_versions_are_candidates_then_live_then_retired(database: Database
     assert [row.version for row in older] == [1]
     with pytest.raises(NotFound):
         await promote(7)
-    assert await tx(database, models.list_model_ids) == [MODEL]
     (newest,) = await call(database, models.list_newest_versions, limit=9)
     assert newest.version == 2
     assert await call(database, models.list_newest_versions, limit=9, after=MODEL) == []

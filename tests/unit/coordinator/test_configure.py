@@ -77,6 +77,7 @@ def check_in(index: int, sample_bucket: int) -> CheckIn:
 
 PLAN = """\
 model = "m"
+mode = "open"
 clip_norm = 0.5
 privacy = "client-dp"
 noise_multiplier = 2.0
@@ -124,6 +125,7 @@ def test_a_configuration_commits_to_the_roster() -> None:
         plan=plan,
         base=base,
         encryption_key=KEY,
+        chains={},
         mesh_id="demo",
         now_ms=5_000,
         sign=sign,

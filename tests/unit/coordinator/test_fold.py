@@ -36,7 +36,7 @@ def folder(tmp_path: Path) -> Iterator[Folder]:
 
 def fold(folder: Folder, config: m.RoundConfiguration, updates: list[Int32Array]) -> NoisedSum:
     rows = [stored(folder.blobs, config, values) for values in updates]
-    return folder.fold(rows, config, threading.Event())
+    return folder.fold(rows, config, (), threading.Event())
 
 
 def read_back(folder: Folder, config: m.RoundConfiguration, noised: NoisedSum) -> Int32Array:
@@ -67,7 +67,7 @@ def test_noise_has_the_planned_size_and_is_fresh(folder: Folder) -> None:
     rows = [stored(folder.blobs, config, values) for values in updates]
     exact = np.sum(updates, axis=0)
     first, second = (
-        read_back(folder, config, folder.fold(rows, config, threading.Event())) - exact
+        read_back(folder, config, folder.fold(rows, config, (), threading.Event())) - exact
         for _ in range(2)
     )
     sigma = 1.5 * config.bound_l2
@@ -122,13 +122,13 @@ def test_a_damaged_update_is_named(folder: Folder, tmp_path: Path, place: int) -
     content[place] ^= 1
     path.write_bytes(content)
     with pytest.raises(DecryptionFailed):
-        folder.fold([row], config, threading.Event())
+        folder.fold([row], config, (), threading.Event())
     path.write_bytes(content[:100])
     with pytest.raises(DecryptionFailed):
-        folder.fold([row], config, threading.Event())
+        folder.fold([row], config, (), threading.Event())
     path.unlink()
     with pytest.raises(NotFound):
-        folder.fold([row], config, threading.Event())
+        folder.fold([row], config, (), threading.Event())
 
 
 def test_a_cancelled_fold_stops(folder: Folder) -> None:
@@ -136,7 +136,7 @@ def test_a_cancelled_fold_stops(folder: Folder) -> None:
     cancelled = threading.Event()
     cancelled.set()
     with pytest.raises(FoldCancelled):
-        folder.fold([], config, cancelled)
+        folder.fold([], config, (), cancelled)
 
 
 def test_what_is_at_rest_is_encrypted(folder: Folder, tmp_path: Path) -> None:

@@ -79,11 +79,11 @@ def print_json(document: Any) -> None:
 _IDS: Final = frozenset({"client", "round"})
 _ID_CHARS: Final = 32
 #: Width of what goes into a file or a pipe, where nothing need be wrapped.
-_PIPED_WIDTH: Final = 240
+PIPED_WIDTH: Final = 240
 
 
 def _console() -> Console:
-    return Console(highlight=False, width=None if sys.stdout.isatty() else _PIPED_WIDTH)
+    return Console(highlight=False, width=None if sys.stdout.isatty() else PIPED_WIDTH)
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

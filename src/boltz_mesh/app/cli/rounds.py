@@ -99,7 +99,7 @@ def list_(
 
 @app.command
 def abort(round_id: str, /, *, reason: str, connect: Connect = Connect()) -> None:
-    """End a round without a result. A round that is already charged goes on to its end."""
+    """End a round without a result. What it has charged by then stays charged."""
 
     async def call(mesh: Mesh) -> pb.Round:
         request = pb.AbortRoundRequest(round_id=round_id, reason=reason)
