@@ -72,7 +72,10 @@ def test_the_example_in_the_page_is_a_sound_plan() -> None:
         ({"exclusiveMinimum": 0, "maximum": 1}, "above 0 to 1"),
         ({"type": "array"}, "list"),
         ({"type": "string", "minLength": 1, "maxLength": 200}, "text of 1 to 200 characters"),
-        ({"anyOf": []}, "number"),
+        ({"anyOf": [{"minimum": 1, "maximum": 512}, {"type": "null"}]}, "1 to 512"),
+        ({"type": "null"}, "number"),
+        ({"anyOf": [{"minimum": 1, "maximum": 5}, {"type": "null"}]}, "1 to 5"),
+        ({"minimum": 0, "exclusiveMaximum": 1}, "0 to below 1"),
     ],
 )
 def test_ranges_in_words(known: dict[str, object], words: str) -> None:

@@ -6,6 +6,7 @@ import base64
 import functools
 import hashlib
 import hmac
+import itertools
 import json
 import math
 import re
@@ -14,6 +15,8 @@ from fractions import Fraction
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from tests.support.repository import PROTO, ROOT
 
@@ -53,7 +56,7 @@ def test_a_number_in_the_page_is_the_vectors(row: tuple[str, str, str]) -> None:
 
 
 def test_the_page_names_every_vectors_file_and_no_other() -> None:
-    named = set(re.findall(r"`((?:crypto|numerics|test)_[a-z_]+\.json)", PAGE))
+    named = set(re.findall(r"`((?:crypto|numerics|secagg|test)_[a-z_]+\.json)", PAGE))
     assert named == {path.name for path in (PROTO / "vectors").glob("*.json")}
 
 
@@ -119,6 +122,170 @@ def test_packing() -> None:
     for vector in vectors("numerics_packing.json")["vectors"]:
         packed = b"".join(value.to_bytes(3, "little", signed=True) for value in vector["values"])
         assert packed.hex() == vector["packed"]
+
+
+def least_tail(population: int, marked: int, draws: int, bits: int) -> int:
+    """The smallest q with P(X > q) <= 2^-bits / (population + 1), X hypergeometric."""
+    limit = Fraction(math.comb(population, draws), (population + 1) << bits)
+    tail, q = 0, min(marked, draws)
+    while q > 0:
+        tail += math.comb(marked, q) * math.comb(population - marked, draws - q)
+        if tail > limit:
+            return q
+        q -= 1
+    return 0
+
+
+def dimensions(n: int, c: int, d: int, adversary: str) -> tuple[int, int]:
+    """The page's rule, as a loop."""
+    semi_malicious = adversary == "semi-malicious"
+    if n <= 50:
+        return n - 1, (n + c) // 2 + 1 if semi_malicious else max(2, c + 1)
+    for k in range(2, n - 1, 2):
+        q, s = least_tail(n - 1, c, k, 41), least_tail(n - 1, d, k, 20)
+        t = (k + q) // 2 + 1 if semi_malicious else max(2, q + 1)
+        apart = Fraction(n * (n - k - 1), 2) * Fraction(math.perm(c + d, k), math.perm(n, k))
+        if t <= k - s and apart <= Fraction(1, n << 41):
+            return k, t
+    raise AssertionError("no graph")
+
+
+def test_dimensions_of_the_graph() -> None:
+    found = [v for v in vectors("secagg_graph.json")["parameters"] if v["clients"] <= 100]
+    assert len(found) > 50
+    for vector in found:
+        n, adversary = vector["clients"], vector["adversary"]
+        c, d = (
+            math.floor(n * Fraction(str(vector[name])))
+            for name in ("corrupt_fraction", "dropout_fraction")
+        )
+        expected = (vector["neighbours"], vector["threshold"])
+        assert dimensions(n, c, d, adversary) == expected, vector
+
+
+def test_bitmaps() -> None:
+    for vector in vectors("secagg_graph.json")["bitmaps"]:
+        out = bytearray(-(-vector["size"] // 8))
+        for i in vector["positions"]:
+            out[i // 8] |= 1 << i % 8
+        assert out.hex() == vector["bitmap"]
+
+
+def test_context_and_graph() -> None:
+    found = vectors("secagg_graph.json")
+    names = ("configuration_sha256", "model_sha256", "key_roster_sha256", "graph_members_bitmap")
+    for vector in (found["complete"], *found["graphs"]):
+        fields = [bytes.fromhex(vector[name]) for name in names]
+        nonces = [bytes.fromhex(nonce) for nonce in vector.get("nonces", ())]
+        label = b"boltz-mesh mask context v1\0"
+        context = sha256(label + len32(*fields, sha256(b"".join(nonces))))
+        assert context.hex() == vector["mask_context"]
+        if not nonces:
+            continue
+        seed = sha256(b"boltz-mesh graph seed v1\0" + len32(context, *nonces))
+        assert seed.hex() == vector["graph_seed"]
+        ring = shuffled(vector["graph_members"], seed)
+        assert ring == vector["ring"]
+        for member, expected in zip(vector["graph_members"], vector["neighbours_of"], strict=True):
+            place, reach = ring.index(member), vector["neighbours"] // 2
+            steps = [*range(-reach, 0), *range(1, reach + 1)]
+            assert sorted(ring[(place + step) % len(ring)] for step in steps) == expected
+
+
+def shuffled(members: list[int], seed: bytes) -> list[int]:
+    order = list(members)
+    words = (word for block in itertools.count() for word in keystream(seed.hex(), block))
+    for last in range(len(order) - 1, 0, -1):
+        b = last + 1
+        word = next(word for word in words if word < 2**32 - 2**32 % b)
+        order[last], order[word % b] = order[word % b], order[last]
+    return order
+
+
+def hkdf(secret: str, salt: bytes, info: bytes) -> str:
+    return hmac.digest(
+        hmac.digest(salt, bytes.fromhex(secret), "sha256"), info + b"\1", "sha256"
+    ).hex()
+
+
+def test_keys_and_masks_of_sealed_rounds() -> None:
+    found = vectors("secagg_masks.json")
+    context = bytes.fromhex(found["context"])
+    low, high = found["clients"]
+    parties = [
+        field
+        for client in (low, high)
+        for field in (client["client_id"].encode(), bytes.fromhex(client["mask_public_key"]))
+    ]
+    pair = hkdf(
+        found["mask_shared_secret"], context, b"boltz-mesh pair mask v1\0" + len32(*parties)
+    )
+    assert pair == found["pair_mask_key"]
+    for client, key in zip((low, high), found["self_mask_keys"], strict=True):
+        info = b"boltz-mesh self mask v1\0" + len32(client["client_id"].encode())
+        assert hkdf(client["seed"], context, info) == key
+    for mask in found["masks"]:
+        for at_ in mask["words"]:
+            word = keystream(mask["key"], at_["coordinate"] // 4)[at_["coordinate"] % 4]
+            assert word == at_["word"]
+    for masked in found["masked_chunks"]:
+        packed = b""
+        for offset, value in enumerate(masked["values"]):
+            block = masked["chunk"] * 2**16 + offset // 4
+            streams = masked["streams"]
+            masks = (s["sign"] * keystream(s["key"], block)[offset % 4] for s in streams)
+            packed += ((value + sum(masks)) % 2**24).to_bytes(3, "little")
+        assert packed.hex() == masked["packed"]
+
+
+def keystream(key: str, block: int) -> tuple[int, ...]:
+    """Four words of one counter block."""
+    cipher = Cipher(algorithms.AES(bytes.fromhex(key)), modes.CTR(block.to_bytes(16, "big")))
+    return struct.unpack("<4I", cipher.encryptor().update(bytes(16)))
+
+
+def test_shares_and_commitments_of_sealed_rounds() -> None:
+    found = vectors("secagg_masks.json")
+    context = bytes.fromhex(found["context"])
+    clients = {client["index"]: client for client in found["clients"]}
+    nonce = len32(bytes.fromhex(found["nonce"]))
+    commitment = sha256(b"boltz-mesh nonce commitment v1\0" + nonce)
+    assert commitment.hex() == found["nonce_commitment"]
+    for client, expected in zip(found["clients"], found["seed_commitments"], strict=True):
+        fields = len32(context, struct.pack(">I", client["index"]), bytes.fromhex(client["seed"]))
+        assert sha256(b"boltz-mesh seed commitment v1\0" + fields).hex() == expected
+    for dealt in found["sealed_shares"]:
+        roles = [
+            field
+            for index in (dealt["dealer"], dealt["holder"])
+            for field in (
+                clients[index]["client_id"].encode(),
+                bytes.fromhex(clients[index]["share_public_key"]),
+            )
+        ]
+        info = b"boltz-mesh share v1\0" + len32(*roles)
+        assert hkdf(found["share_shared_secret"], context, info) == dealt["share_key"]
+        plain = b""
+        for kind, name, expected in (
+            (1, "mask", dealt["mask_key_commitment"]),
+            (2, "seed", dealt["seed_share_commitment"]),
+        ):
+            share, salt = (bytes.fromhex(dealt[f"{name}_{part}"]) for part in ("share", "salt"))
+            places = [struct.pack(">I", dealt[role]) for role in ("dealer", "holder")]
+            fields = len32(context, *places, bytes([kind]), share, salt)
+            assert sha256(b"boltz-mesh share commitment v1\0" + fields).hex() == expected
+            plain += share + salt
+        key = AESGCM(bytes.fromhex(dealt["share_key"]))
+        assert key.encrypt(bytes(12), plain, None).hex() == dealt["sealed"]
+
+
+def test_shamir() -> None:
+    for vector in vectors("secagg_masks.json")["shamir"]:
+        polynomial = [int(text, 16) for text in (vector["secret"], *vector["coefficients"])]
+        for share in vector["shares"]:
+            x = share["index"] + 1
+            value = sum(a * x**power for power, a in enumerate(polynomial)) % (2**256 + 297)
+            assert value.to_bytes(33, "big").hex() == share["share"]
 
 
 def test_encryption() -> None:
