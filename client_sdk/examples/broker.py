@@ -28,6 +28,7 @@ from boltz_client import (
     NoticeKind,
     OwnerLimits,
     RoundContext,
+    RoundMode,
     TrainResult,
     enroll,
 )
@@ -81,7 +82,7 @@ async def main(model: str, stores: Path, joins: list[str], rounds: int | None) -
     folders = [stores / f"desk{index}" for index in range(len(joins))]
     for folder, join in zip(folders, joins, strict=True):
         await enroll(join, folder)
-    limits = OwnerLimits(smallest_cohort=2)
+    limits = OwnerLimits(modes=frozenset({RoundMode.SEALED, RoundMode.OPEN}), smallest_cohort=2)
     async with AsyncExitStack() as stack:
         clients = [
             await stack.enter_async_context(MeshClient.open(folder, owner=limits))

@@ -49,7 +49,8 @@ def main() -> None:
     parser.add_argument("--store", default="store")
     parser.add_argument("--rounds", type=int, default=None)
     options = parser.parse_args()
-    limits = OwnerLimits(modes=frozenset({RoundMode.OPEN}), largest_weight_share=0.9)
+    modes = frozenset({RoundMode.SEALED, RoundMode.OPEN})
+    limits = OwnerLimits(modes=modes, largest_weight_share=0.9)
     try:
         blocking.enroll(options.join, options.store, wait=True)
         with blocking.MeshClient.open(options.store, owner=limits) as client:

@@ -4,9 +4,11 @@ The async API is here; `boltz_client.blocking` has the same for scripts, `boltz_
 has trainers for numpy functions, torch modules and scikit-learn estimators.
 """
 
-from boltz_client.client import Budget, MeshClient
+from boltz_client.charges import Budget
+from boltz_client.client import MeshClient
 from boltz_client.enrolment import Enrolled, Profile, enroll
 from boltz_client.keystore import KeyStore
+from boltz_client.ledger import Ledger, LedgerEvent
 from boltz_client.models import PulledModel
 from boltz_client.notices import Notice, NoticeKind, Summary
 from boltz_client.owner import OwnerLimits
@@ -18,6 +20,8 @@ __all__ = [
     "Budget",
     "Enrolled",
     "KeyStore",
+    "Ledger",
+    "LedgerEvent",
     "MeshClient",
     "MeshError",
     "Notice",

@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 
 from boltz_client import client as _async
 from boltz_client import enrolment
+from boltz_client.charges import Budget
 from boltz_client.enrolment import Enrolled, Profile
 from boltz_client.models import PulledModel
 from boltz_client.notices import Notice, Summary
@@ -172,7 +173,7 @@ class MeshClient:
         """End every `participate` of this client, from another thread."""
         self._runner.call(self._inner.stop())
 
-    def privacy_budget(self, model_id: str) -> _async.Budget:
+    def privacy_budget(self, model_id: str) -> Budget:
         """As `boltz_client.MeshClient.privacy_budget`."""
         return self._runner.call(self._inner.privacy_budget(model_id))
 

@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import importlib
 import json
+import math
 import os
 import signal
 import sys
@@ -22,10 +23,13 @@ from typing import Any, Final
 # Before gRPC is loaded: it would write connection notes of its own between our lines.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
+from boltz_client.charges import Budget
 from boltz_client.client import MeshClient
 from boltz_client.enrolment import Profile, enroll
+from boltz_client.heap import keep_heap
 from boltz_client.notices import Notice, NoticeKind, Summary
-from boltz_client.owner import ALL_MODES, OwnerLimits
+from boltz_client.owner import DEFAULT_DELTA, is_own_refusal
+from boltz_client.owner_options import owner_limits, owner_parser
 from boltz_client.trainer import RoundContext, Trainer, TrainResult
 from boltz_protocol.errors import (
     ConfigurationError,
@@ -33,14 +37,12 @@ from boltz_protocol.errors import (
     MalformedMessage,
     MeshError,
     NotFinite,
-    RoundRefused,
     ShapeMismatch,
     StateConflict,
     TrainingFailed,
     Unavailable,
-    WeightRefused,
 )
-from boltz_protocol.messages import RoundMode
+from boltz_protocol.ids import parse_model_id
 from boltz_protocol.model_file import Vector, read_vector, split_vector
 
 OK: Final = 0
@@ -56,6 +58,7 @@ _DEFAULT_STORE: Final = "~/.boltz-mesh/client"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     options = _parser().parse_args(arguments)
+    keep_heap()
     run: Callable[[argparse.Namespace], Any] = options.run
     try:
         code = asyncio.run(run(options))
@@ -75,7 +78,7 @@ def exit_code(error: MeshError) -> int:
     match error:
         case Unavailable():
             return UNREACHABLE
-        case RoundRefused() | WeightRefused():
+        case _ if is_own_refusal(error):
             return OWN_LIMITS
         case ConfigurationError() | KeyStoreLocked() | TrainingFailed():
             return USAGE
@@ -161,12 +164,7 @@ async def _take_part(options: argparse.Namespace, trainer: Trainer, rounds: int 
             errors.append(notice.error)
         _print(options, _notice_fields(notice), _notice_text(notice))
 
-    owner = OwnerLimits(
-        modes=frozenset(RoundMode[name.upper()] for name in options.mode) or ALL_MODES,
-        smallest_cohort=options.smallest_cohort,
-        least_noise_multiplier=options.least_noise,
-        largest_weight_share=options.largest_share,
-    )
+    owner = owner_limits(options)
     async with MeshClient.open(_store(options), owner=owner, region=options.region) as client:
         loop = asyncio.get_running_loop()
         stopping: set[asyncio.Task[None]] = set()
@@ -192,12 +190,53 @@ async def _take_part(options: argparse.Namespace, trainer: Trainer, rounds: int 
         options,
         {name: getattr(summary, name) for name in Summary.__slots__},
         f"Took part in {summary.submitted} rounds: {summary.counted} counted, "
-        f"{summary.aborted} aborted, {summary.declined} declined.",
+        f"{summary.aborted} aborted, {summary.declined} declined"
+        f"{f' ({summary.refused} by the own limits)' if summary.refused else ''}.",
     )
     if rounds == 1 and errors:
         # A single round that was declined is a failure of the command.
         raise errors[-1]
     return OK
+
+
+async def _budget(options: argparse.Namespace) -> int:
+    async with MeshClient.open(_store(options)) as client:
+        mesh = await client.privacy_budget(options.model)
+        # Both at the mesh's delta, or there would be nothing to compare.
+        delta = mesh.delta or DEFAULT_DELTA
+        model_id = parse_model_id(options.model)
+        own = await asyncio.to_thread(client.ledger.spent, model_id, delta)
+        charged = len(await asyncio.to_thread(client.ledger.events, model_id))
+    scope = f"at delta {delta:g} (unit: {mesh.unit}; relation: {mesh.relation})"
+    _print(
+        options,
+        {
+            "own": {"epsilon_spent": _figure(own), "rounds_charged": charged},
+            "mesh": {
+                name: _figure(getattr(mesh, name))
+                if name.startswith("epsilon")
+                else getattr(mesh, name)
+                for name in Budget.__slots__
+            },
+            "delta": delta,
+        },
+        f"own ledger: epsilon {_epsilon(own)}, {charged} rounds charged\n"
+        f"the mesh's: epsilon {_epsilon(mesh.epsilon_spent)}, {mesh.rounds_charged} rounds "
+        f"charged, {_epsilon(mesh.epsilon_held)} with what is held, "
+        f"of {_epsilon(mesh.epsilon_budget) if mesh.delta else 'no budget'}\n"
+        f"{scope}. The own ledger charges every update before it is sent, the mesh every release.",
+    )
+    return OK
+
+
+def _figure(epsilon: float) -> float | None:
+    """As JSON has it: no word for infinity, so null."""
+    return epsilon if math.isfinite(epsilon) else None
+
+
+def _epsilon(epsilon: float) -> str:
+    """Three decimals, rounded up."""
+    return f"{math.ceil(epsilon * 1000) / 1000:.3f}" if math.isfinite(epsilon) else "without bound"
 
 
 async def _status(options: argparse.Namespace) -> int:
@@ -330,19 +369,9 @@ def _parser() -> argparse.ArgumentParser:
     found.add_argument("--out", required=True, metavar="FILE", help="safetensors file to write")
     found.set_defaults(run=_pull)
 
-    owner = argparse.ArgumentParser(add_help=False)
+    owner = owner_parser()
     owner.add_argument("--region", default="")
     owner.add_argument("--quality", type=int, default=3, choices=range(4), help="declared quality")
-    owner.add_argument(
-        "--mode",
-        action="append",
-        default=[],
-        choices=[mode.name.lower() for mode in RoundMode],
-        help="allow only this mode; may be given again",
-    )
-    owner.add_argument("--smallest-cohort", type=int, default=1)
-    owner.add_argument("--least-noise", type=float, default=0.0, help="noise multiplier")
-    owner.add_argument("--largest-share", type=float, default=1.0, help="of the total weight")
 
     found = commands.add_parser("participate", parents=[common, owner], help="take part in rounds")
     found.add_argument("model", metavar="MODEL")
@@ -357,6 +386,12 @@ def _parser() -> argparse.ArgumentParser:
     found.add_argument("--weights", required=True, metavar="FILE", help="safetensors file")
     found.add_argument("--samples", type=int, required=True, help="rows it was trained on")
     found.set_defaults(run=_submit)
+
+    found = commands.add_parser(
+        "budget", parents=[common], help="privacy spent, by the own ledger and by the mesh's"
+    )
+    found.add_argument("model", metavar="MODEL")
+    found.set_defaults(run=_budget)
 
     found = commands.add_parser("status", parents=[common], help="what the mesh says about us")
     found.set_defaults(run=_status)

@@ -14,9 +14,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Final
@@ -25,13 +24,16 @@ from opentelemetry.trace import SpanKind
 from tenacity import AsyncRetrying, retry_if_exception, stop_never
 
 from boltz_client.backoff import Backoff, Clock, system_clock
+from boltz_client.charges import Budget, Charges
 from boltz_client.connection import answered, is_passing
 from boltz_client.keystore import KeyStore
+from boltz_client.ledger import Ledger
 from boltz_client.link import MeshLink
 from boltz_client.models import PulledModel
 from boltz_client.notices import Notice, Summary
 from boltz_client.offers import AcceptedRound, Self, check_base, check_offer
 from boltz_client.owner import OwnerLimits
+from boltz_client.peer_checks import PeerChecks
 from boltz_client.pulling import Puller
 from boltz_client.seal import seal
 from boltz_client.session import Participation
@@ -39,6 +41,7 @@ from boltz_client.spool import SealedUpdate, Spool, UpdateReader
 from boltz_client.tracing import call_metadata, tracer
 from boltz_client.trainer import Trainer, TrainResult, local_delta
 from boltz_client.transfer import upload
+from boltz_client.workspace import Workspace
 from boltz_protocol import codec, limits
 from boltz_protocol import messages as m
 from boltz_protocol.errors import (
@@ -49,6 +52,7 @@ from boltz_protocol.errors import (
     StateConflict,
 )
 from boltz_protocol.ids import ClientId, ModelId, SessionId, new_session_id, parse_model_id
+from boltz_protocol.secagg.masks import MaskStream
 from boltz_protocol.statement import Statement
 from boltz_protocol.v1 import (
     aggregator_pb2,
@@ -57,21 +61,6 @@ from boltz_protocol.v1 import (
 )
 
 _log: Final = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """Privacy that this client has spent on a model, as the mesh counts it."""
-
-    epsilon_spent: float
-    epsilon_held: float
-    epsilon_budget: float
-    delta: float
-    unit: str
-    relation: str
-    epsilon_replace_one: float
-    rounds_charged: int
-    rounds_left: int
 
 
 class MeshClient:
@@ -102,11 +91,14 @@ class MeshClient:
         self.region = region
         self.session_id: SessionId = new_session_id()
         self.spool = Spool(store.folder / "spool")
+        self._workspace = Workspace()
         self._client_id: ClientId = store.client_id
         self._store = store
         self._clock = clock
         self._link = MeshLink(store, clock)
         self._puller = Puller(self._link, self.spool.folder, store.identity.mesh)
+        self.ledger = Ledger(store.folder)
+        self._charges = Charges(self.ledger, self.owner, self.server_time_ms)
         self._spool_ready = False
         self._participations: set[Participation] = set()
         self._resuming: asyncio.Task[None] | None = None
@@ -254,21 +246,22 @@ class MeshClient:
                 _log.info("round %s is over for its update: %s", manifest.round_id, error.message)
             await asyncio.to_thread(self.spool.discard, manifest.round_id, manifest.attempt)
 
-    async def verified_configuration(self, offer: m.RoundOffer) -> m.RoundConfiguration:
-        """The configuration in an offer, as signed by the mesh; the rest is not looked at.
+    async def verified(self, statement: Statement, expected_type: str) -> bytes:
+        """The payload of a statement of the mesh.
 
-        Raises: UnknownKey, SignatureInvalid, MalformedMessage, LimitExceeded, NotFinite.
+        Raises: UnknownKey, SignatureInvalid, MalformedMessage, LimitExceeded; Unavailable where
+            the mesh's keys are not known and cannot be fetched.
         """
-        payload = await self._link.verified(offer.configuration, m.ROUND_CONFIGURATION)
-        return codec.parse_round_configuration(payload)
+        return await self._link.verified(statement, expected_type)
 
     async def accept(self, offer: m.RoundOffer, model_id: ModelId) -> AcceptedRound:
         """Verify an offer and hold it against the owner's limits.
 
-        Raises: as `offers.check_offer`; UnknownKey only after the mesh's keys were fetched anew.
+        Raises: as `offers.check_offer`; UnknownKey only after the mesh's keys were fetched anew;
+            BudgetExceeded where the client's own ledger has no room for the round.
         """
         await self._link.verified(offer.configuration, m.ROUND_CONFIGURATION)
-        return check_offer(
+        accepted = check_offer(
             offer,
             me=Self(
                 mesh_id=self.mesh_id,
@@ -281,31 +274,49 @@ class MeshClient:
             owner=self.owner,
             now_ms=self.server_time_ms(),
         )
+        await self._charges.check(accepted)
+        return accepted
 
     async def seal_update(
-        self, accepted: AcceptedRound, base: PulledModel, result: TrainResult
+        self,
+        accepted: AcceptedRound,
+        base: PulledModel,
+        result: TrainResult,
+        masks: Sequence[MaskStream] | None = None,
     ) -> SealedUpdate:
-        """Encode, encrypt, spool and sign what training gave. Its bytes are fixed from then on.
+        """Encode, encrypt, spool and sign what training gave, and charge the own ledger for it.
+
+        Its bytes are fixed from then on.
+
+        Args:
+            masks: of a sealed round, from its protocol (`sealed_round`); None in an open one.
 
         Raises:
             RoundRefused: `base` is not the round's base model.
             ShapeMismatch, NotFinite, TrainingFailed: the result does not fit the round.
+            BudgetExceeded: the owner's budget has no room for it.
         """
         configuration = accepted.configuration
         check_base(configuration, base.manifest)
 
         def work() -> SealedUpdate:
             delta = local_delta(base.vector, base.manifest.tensors, configuration.lanes, result)
-            return seal(
+            sealed = seal(
                 accepted,
                 delta,
                 private_key=self._store.private_key,
                 spool=self.spool,
+                workspace=self._workspace,
+                masks=masks,
                 now_ms=self.server_time_ms(),
             )
+            self._charges.charge(accepted)
+            return sealed
 
-        with tracer().start_as_current_span("boltz.client.encode") as span:
+        name = "boltz.client.encode" if masks is None else "boltz.client.mask"
+        with tracer().start_as_current_span(name) as span:
             span.set_attribute("boltz.coordinates", configuration.coordinates)
+            span.set_attribute("boltz.masks", len(masks or ()))
             return await asyncio.to_thread(work)
 
     async def upload(self, sealed: SealedUpdate, deadline_ms: int) -> m.UpdateReceipt:
@@ -317,9 +328,11 @@ class MeshClient:
         Raises:
             RoundClosed: the deadline came first, or the mesh closed the round.
             SignatureInvalid, MalformedMessage, UnknownKey: the receipt does not hold.
+            RoundRefused: the update was never charged to the own ledger.
             MeshError: the mesh refused the update.
         """
         manifest = sealed.manifest
+        await self._charges.require(manifest)
         left_s = (deadline_ms - self.server_time_ms()) / 1000
         with tracer().start_as_current_span("boltz.client.upload", kind=SpanKind.CLIENT) as span:
             span.set_attribute("boltz.bytes", manifest.size_bytes)
@@ -344,8 +357,11 @@ class MeshClient:
     ) -> m.UpdateReceipt:
         """Seal and upload in one go. A second call for the same round sends the same bytes.
 
-        Raises: as `seal_update` and `upload`.
+        Raises: as `seal_update` and `upload`; StateConflict for a sealed round, in which
+            `participate` has to make the masks.
         """
+        if accepted.configuration.mode is not m.RoundMode.OPEN:
+            raise StateConflict("an update of a sealed round needs masks: use `participate`")
         await self._prepare_spool()
         configuration = accepted.configuration
         sealed = await asyncio.to_thread(
@@ -401,6 +417,11 @@ class MeshClient:
     def aggregator(self) -> aggregator_pb2_grpc.AggregatorAsyncStub:
         """The stub, on this client's connection."""
         return self._link.stubs.aggregator
+
+    @property
+    def peers(self) -> PeerChecks:
+        """Checks of the other clients in sealed rounds."""
+        return self._link.peers
 
     @property
     def store(self) -> KeyStore:

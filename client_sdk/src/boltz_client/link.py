@@ -1,4 +1,4 @@
-"""One client's connection to its mesh, and what it has learnt over it: keys and the time."""
+"""One client's connection to its mesh, and what it has learnt over it: keys, peers, the time."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from boltz_client.backoff import Backoff, Clock, StopWithoutProgress
 from boltz_client.connection import answered, is_passing, secure_channel
 from boltz_client.keystore import KeyStore
 from boltz_client.mesh_keys import MeshKeys
+from boltz_client.peer_checks import PeerChecks
 from boltz_client.tracing import call_metadata
 from boltz_protocol import limits
 from boltz_protocol.chunk_wire import WireChunk, parse_chunk
@@ -81,6 +82,7 @@ class MeshLink:
 
     def __init__(self, store: KeyStore, clock: Clock) -> None:
         self.keys = MeshKeys(store.identity.mesh, store.root)
+        self.peers = PeerChecks(store.identity.mesh, store.root, self.server_time_ms)
         self._store = store
         self._clock = clock
         self._stubs: Stubs | None = None

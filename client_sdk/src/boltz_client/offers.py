@@ -10,17 +10,24 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from fractions import Fraction
 
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
 from boltz_client.mesh_keys import MeshKeys, Recipient
 from boltz_client.owner import OwnerLimits
-from boltz_protocol import codec, weights
+from boltz_protocol import codec, limits, weights
 from boltz_protocol import messages as m
 from boltz_protocol.encoding import Encoding
-from boltz_protocol.errors import MalformedMessage, MeshError, RoundClosed, RoundRefused
+from boltz_protocol.errors import (
+    InvalidPlan,
+    MalformedMessage,
+    MeshError,
+    RoundClosed,
+    RoundRefused,
+)
 from boltz_protocol.ids import ClientId, ModelId, SessionId
-from boltz_protocol.sealing import round_encoding
+from boltz_protocol.sealing import round_encoding, round_share_variance
 from boltz_protocol.statement import CLIENT_ALGORITHMS, digest, verify
 
 
@@ -43,6 +50,8 @@ class AcceptedRound:
         entry: this client's place in the roster.
         recipient: whom the update is encrypted for.
         encoding: how reals become integers, checked against the configuration.
+        noise_share: variance of the noise that this client adds, in squared ring units; 0 in a
+            round without noise, and in one whose server adds it.
     """
 
     configuration: m.RoundConfiguration
@@ -50,6 +59,7 @@ class AcceptedRound:
     entry: m.RosterEntry
     recipient: Recipient
     encoding: Encoding
+    noise_share: Fraction
     trace: m.TraceContext
 
     @property
@@ -78,8 +88,8 @@ def check_offer(
         SignatureInvalid, MalformedMessage, LimitExceeded, NotFinite: not what it claims to be.
         WeightRefused: the roster proof does not hold.
         RoundClosed: the deadline is over.
-        RoundRefused: another mesh, model or session, an unknown protocol, numbers that do not
-            agree, or the owner's limits.
+        RoundRefused: another mesh, model or session, an unknown protocol or mode, numbers that do
+            not agree, noise that cannot be shared, or the owner's limits.
     """
     payload = keys.verify(offer.configuration, m.ROUND_CONFIGURATION, now_ms)
     configuration = codec.parse_round_configuration(payload)
@@ -92,7 +102,7 @@ def check_offer(
             f"the round speaks protocol version {configuration.protocol_version}; "
             f"this client speaks {m.PROTOCOL_VERSION}"
         )
-    if configuration.mode is not m.RoundMode.OPEN:
+    if configuration.mode not in (m.RoundMode.OPEN, m.RoundMode.SEALED):
         raise RoundRefused(
             f"this version of the client does not run {configuration.mode.name.lower()} rounds"
         )
@@ -103,6 +113,7 @@ def check_offer(
         configuration.encryption_key, now_ms=now_ms, until_ms=configuration.deadline_ms
     )
     encoding = _checked_encoding(configuration)
+    noise_share = _checked_noise_share(configuration, encoding)
     owner.check(configuration, entry.weight)
     return AcceptedRound(
         configuration=configuration,
@@ -110,6 +121,7 @@ def check_offer(
         entry=entry,
         recipient=recipient,
         encoding=encoding,
+        noise_share=noise_share,
         trace=offer.trace,
     )
 
@@ -163,6 +175,23 @@ def _checked_encoding(configuration: m.RoundConfiguration) -> Encoding:
         return round_encoding(configuration)
     except MalformedMessage as error:
         raise RoundRefused(f"the round's numbers do not agree: {error.message}") from error
+
+
+def _checked_noise_share(configuration: m.RoundConfiguration, encoding: Encoding) -> Fraction:
+    """What this client adds to its own update, so that fewest survivors are noise enough."""
+    if configuration.secure_aggregation is None:
+        return Fraction(0)
+    if configuration.min_survivors < limits.MIN_SEALED_COHORT:
+        raise RoundRefused(
+            f"a sealed round that may end with {configuration.min_survivors} clients shows each "
+            f"of them the others; at least {limits.MIN_SEALED_COHORT} are needed"
+        )
+    if configuration.noise_multiplier == 0:
+        return Fraction(0)
+    try:
+        return round_share_variance(configuration, encoding)
+    except InvalidPlan as error:
+        raise RoundRefused(f"the round's noise cannot be shared: {error.message}") from error
 
 
 def check_base(configuration: m.RoundConfiguration, manifest: m.ModelManifest) -> None:

@@ -8,12 +8,18 @@
 
     work:   none --Offered--> EXAMINING --Accepted--> TRAINING --Sealed--> UPLOADING --Receipted-->
             WAITING --Ended--> none
+            TRAINING, UPLOADING --Late--> WAITING
             EXAMINING, TRAINING, UPLOADING --Failed--> none
 
 EXAMINING: the offer's signature, roster proof and the owner's limits are checked. TRAINING: the
 model is pulled, the owner's trainer runs, the update is encoded, encrypted and spooled. UPLOADING:
 the spooled bytes are sent, from wherever the server's committed offset is. WAITING: the receipt is
-here; the round goes on without this client.
+here, or it is too late for one; the round goes on without this client, or, in a sealed round, with
+its help only.
+
+The steps of a sealed round beside its one upload (`sealed_round`) are no stages: they go on while
+the client trains, uploads and waits. What is refused in one of them is a Failed like any other, and
+ends the work; a client that waits has nothing left to end, and stays silent.
 
 Work and link are independent: a lost stream interrupts no training and no upload (an upload has a
 call of its own and resumes by itself). The server offers a round again after a reconnection, so an
@@ -130,8 +136,15 @@ class Receipted:
 
 
 @dataclass(frozen=True, slots=True)
+class Late:
+    """Collecting is over and this client is not in it, but in a sealed round it still helps."""
+
+    key: RoundKey
+
+
+@dataclass(frozen=True, slots=True)
 class Failed:
-    """Work on the round came to nothing; `reason` is machine-readable."""
+    """The round came to nothing, by its work or beside it; `reason` is machine-readable."""
 
     key: RoundKey
     reason: str
@@ -161,6 +174,7 @@ Event = (
     | Accepted
     | Sealed
     | Receipted
+    | Late
     | Failed
     | Ended
     | StreamLost
@@ -248,6 +262,8 @@ def step(state: Participant, event: Event) -> Step:
             return _offered(state, key)
         case Accepted() | Sealed() | Receipted():
             return _advanced(state, event)
+        case Late(key):
+            return _late(state, key)
         case Failed(key, reason):
             return _failed(state, key, reason)
         case Ended(key):
@@ -297,6 +313,14 @@ def _advanced(state: Participant, event: Accepted | Sealed | Receipted) -> Step:
             return state, ()
 
 
+def _late(state: Participant, key: RoundKey) -> Step:
+    # Abandoned meanwhile, or told twice: by the deadline and by the server.
+    if state.work is None or state.work.key != key or state.work.stage is Stage.WAITING:
+        return state, ()
+    assert state.work.stage is not Stage.EXAMINING, "late before it was accepted"
+    return _to(state, key, Stage.WAITING), (Abandon(key),)
+
+
 def _failed(state: Participant, key: RoundKey, reason: str) -> Step:
     # Work that was abandoned meanwhile: the server was told, or has moved on by itself.
     if state.work is None or state.work.key != key or state.work.stage is Stage.WAITING:
@@ -306,8 +330,8 @@ def _failed(state: Participant, key: RoundKey, reason: str) -> Step:
     state = replace(state, work=None, declined=declined, finished=finished)
     # Without a stream the decline waits for the offer to be repeated.
     if state.link is Link.ONLINE:
-        return state, (SendDecline(key, reason), Forget(key))
-    return state, (Forget(key),)
+        return state, (Abandon(key), SendDecline(key, reason), Forget(key))
+    return state, (Abandon(key), Forget(key))
 
 
 def _ended(state: Participant, key: RoundKey) -> Step:

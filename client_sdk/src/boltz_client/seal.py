@@ -1,22 +1,37 @@
 """From a trainer's result to a spooled, signed, encrypted update. Blocking: runs in a thread.
 
-clip -> weigh -> round -> pack, encrypt and hash chunk by chunk -> spool -> sign. Beside the model
-and what the trainer returned this takes 4 bytes a parameter for the delta (none where the trainer
-returned a vector) and 4 for the integers.
+clip -> weigh -> round -> (noise, masks,) pack, encrypt and hash chunk by chunk -> spool -> sign.
+Noise and masks are of sealed rounds. Beside the model and what the trainer returned this takes 4
+bytes a parameter for the delta (none where the trainer returned a vector) and 4 for the integers,
+in a `Workspace` that is kept.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 
 from boltz_client.offers import AcceptedRound
 from boltz_client.spool import SealedUpdate, Spool
+from boltz_client.workspace import Workspace
 from boltz_protocol import codec, limits
 from boltz_protocol import messages as m
 from boltz_protocol.envelope import seal_update
+from boltz_protocol.masked_update import MaskedUpdate, masked_update
+from boltz_protocol.noise import discrete_gaussian
 from boltz_protocol.sealing import update_context, update_layout
+from boltz_protocol.secagg.masks import MaskStream
 from boltz_protocol.statement import sign_rsa_pss
-from boltz_protocol.update import LocalDelta, clip, encode, open_update, weigh
+from boltz_protocol.update import (
+    EncodedDelta,
+    LocalDelta,
+    OpenUpdate,
+    clip,
+    encode,
+    open_update,
+    weigh,
+)
 
 
 def seal(
@@ -25,6 +40,8 @@ def seal(
     *,
     private_key: RSAPrivateKey,
     spool: Spool,
+    workspace: Workspace,
+    masks: Sequence[MaskStream] | None,
     now_ms: int,
 ) -> SealedUpdate:
     """Encode, encrypt, spool and sign one update.
@@ -32,6 +49,8 @@ def seal(
     Args:
         delta: lanes already multiplied by their scales.
         private_key: the client's signing key.
+        workspace: memory for the integers.
+        masks: of this client's one vector in a sealed round; None in an open one.
         now_ms: Unix time by the server's clock.
 
     Raises:
@@ -39,10 +58,34 @@ def seal(
         OSError: the spool cannot be written.
     """
     configuration = accepted.configuration
-    entry = accepted.entry
     clipped = clip(delta, clip_norm_l2=configuration.clip_norm)
-    weighted = weigh(clipped, weight=entry.weight, max_weight=configuration.max_weight)
-    update = open_update(encode(weighted, accepted.encoding))
+    weighted = weigh(clipped, weight=accepted.entry.weight, max_weight=configuration.max_weight)
+    with workspace.integers(configuration.coordinates) as out:
+        update = _wire_form(accepted, encode(weighted, accepted.encoding, out=out), masks)
+        return _written(accepted, update, private_key=private_key, spool=spool, now_ms=now_ms)
+
+
+def _wire_form(
+    accepted: AcceptedRound, encoded: EncodedDelta, masks: Sequence[MaskStream] | None
+) -> OpenUpdate | MaskedUpdate:
+    sealed = accepted.configuration.mode is not m.RoundMode.OPEN
+    assert sealed == (masks is not None), "masks in a sealed round, and in no other"
+    if masks is None:
+        return open_update(encoded)
+    share = accepted.noise_share
+    return masked_update(encoded, masks, discrete_gaussian(share) if share else None)
+
+
+def _written(
+    accepted: AcceptedRound,
+    update: OpenUpdate | MaskedUpdate,
+    *,
+    private_key: RSAPrivateKey,
+    spool: Spool,
+    now_ms: int,
+) -> SealedUpdate:
+    configuration = accepted.configuration
+    entry = accepted.entry
     context = update_context(
         configuration,
         accepted.configuration_sha256,

@@ -3,6 +3,9 @@
 The machine decides, this runs its effects: it keeps the stream (opening it again with backoff),
 hands offers to the checks, runs the owner's trainer in a thread, seals, uploads, and tells the
 machine what came of it. Everything the trainer raises ends in a decline, never in a lost client.
+
+Notices of a sealed round are taken one after the other as they come, beside that work; what one
+raises ends the work.
 """
 
 from __future__ import annotations
@@ -11,39 +14,39 @@ import asyncio
 import secrets
 from collections import deque
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, Final
 
 from opentelemetry import trace
-from opentelemetry.trace import SpanKind, StatusCode
+from opentelemetry.trace import StatusCode
 from tenacity import AsyncRetrying, retry_if_exception, stop_never
 
 from boltz_client import participant as p
 from boltz_client.backoff import Backoff
 from boltz_client.check_in import signed_check_in
 from boltz_client.connection import Duplex, is_passing, send_all
-from boltz_client.models import PulledModel
-from boltz_client.notices import Host, Notice, NoticeKind, Summary
-from boltz_client.offers import check_base
-from boltz_client.round_work import RoundWork, in_trainer
-from boltz_client.tracing import call_metadata, context_of, tracer
+from boltz_client.notices import Host, Notice, NoticeKind, Summary, Tally
+from boltz_client.round_work import LocalTraining, RoundWork, within_deadline
+from boltz_client.sealed_round import NOTICES, take_part
+from boltz_client.tracing import call_metadata
 from boltz_client.trainer import Trainer, TrainResult
 from boltz_protocol import codec, limits, weights
 from boltz_protocol import messages as m
 from boltz_protocol.errors import (
-    ConfigurationError,
     MalformedMessage,
     MeshError,
+    NotInRoster,
     RoundClosed,
-    TrainingFailed,
+    SecondMessage,
+    ShareRefused,
 )
 from boltz_protocol.ids import ModelId
-from boltz_protocol.statement import Statement, digest
+from boltz_protocol.statement import Statement
 from boltz_protocol.v1 import aggregator_pb2
 
 ControlStream = Duplex[aggregator_pb2.ParticipateRequest, aggregator_pb2.ParticipateResponse]
-
-
 _Work = Callable[[RoundWork], Coroutine[Any, Any, p.Event]]
+#: Errors of the control stream that are about the round in work, and not about this client.
+_OF_THE_ROUND: Final = (NotInRoster, RoundClosed, SecondMessage, ShareRefused)
 
 
 class Participation:
@@ -60,15 +63,14 @@ class Participation:
         notify: Callable[[Notice], None] | None,
     ) -> None:
         self._host = host
-        self._trainer = trainer
+        self._training = LocalTraining(host, trainer, model_id)
         self._model_id = model_id
         self._rounds_left = rounds
         self._quality_bucket = quality_bucket
-        self._notify = notify if notify is not None else _nobody
+        self._tally = Tally(model_id, notify)
         self._state = p.Participant()
         self._rounds: dict[p.RoundKey, RoundWork] = {}
         self._ended: deque[p.RoundKey] = deque(maxlen=limits.MAX_REMEMBERED_ROUNDS)
-        self._base: PulledModel | None = None
         self._samples: int | None = None
         self._checked_in: m.CheckIn | None = None
         self._check_in: Statement | None = None
@@ -80,7 +82,6 @@ class Participation:
         self._call: ControlStream | None = None
         self._stopping = False
         self._done = asyncio.Event()
-        self._counts = dict.fromkeys(Summary.__slots__, 0)
 
     async def run(self) -> Summary:
         """Take part until stopped, done, or shut out."""
@@ -96,7 +97,7 @@ class Participation:
                 self._link.result()
             elif not self._stopping:
                 raise asyncio.CancelledError
-            return Summary(**self._counts)
+            return self._tally.summary()
         finally:
             self._handle(p.StopRequested())
             for round in self._rounds.values():
@@ -108,6 +109,7 @@ class Participation:
                 task.cancel()
             # Deletions in the spool are let through to their end.
             await asyncio.gather(*self._tasks, *link, return_exceptions=True)
+            self._training.close()
             self._done.set()
 
     def stop(self) -> None:
@@ -173,8 +175,11 @@ class Participation:
                 await self._receive(response)
                 welcomed = welcomed or self._state.link is p.Link.ONLINE
         except MeshError as error:
-            self._tell(NoticeKind.DISCONNECTED, error=error)
-            if not (welcomed and is_passing(error)):
+            self._tally.tell(NoticeKind.DISCONNECTED, error=error)
+            if welcomed and isinstance(error, _OF_THE_ROUND):
+                if self._state.work is not None:
+                    self._refuse(self._rounds[self._state.work.key], error)
+            elif not (welcomed and is_passing(error)):
                 raise
         finally:
             self._call = None
@@ -194,34 +199,58 @@ class Participation:
                     )
                 self._host.saw_server_time(welcome.server_time_ms)
                 self._handle(p.Welcomed())
-                self._tell(NoticeKind.CHECKED_IN)
+                self._tally.tell(NoticeKind.CHECKED_IN)
             case "offer":
                 await self._receive_offer(codec.offer_from_proto(response.offer))
             case "outcome":
                 await self._receive_outcome(codec.outcome_from_proto(response.outcome))
+            case str(name) if name in NOTICES:
+                await self._receive_notice(response)
             case _:
                 # A newer server may push what this version does not know.
                 pass
 
     async def _receive_offer(self, offer: m.RoundOffer) -> None:
         try:
-            configuration = await self._host.verified_configuration(offer)
+            payload = await self._host.verified(offer.configuration, m.ROUND_CONFIGURATION)
+            configuration = codec.parse_round_configuration(payload)
         except MeshError as error:
             if is_passing(error):
                 raise
             # What the mesh did not sign is not an offer: there is nothing to decline.
-            self._tell(NoticeKind.IGNORED, error=error)
+            self._tally.tell(NoticeKind.IGNORED, error=error)
             return
         key = p.RoundKey(configuration.round_id, configuration.attempt)
-        if key not in self._rounds:
-            span = tracer().start_span(
-                "boltz.client.round", context=context_of(offer.trace), kind=SpanKind.CONSUMER
-            )
-            self._rounds[key] = RoundWork(offer, configuration, span)
+        known = self._rounds.get(key)
+        if known is None:
+            self._rounds[key] = RoundWork.begin(offer, configuration)
+        elif known.part is not None and (again := known.part.advertisement_again()) is not None:
+            self._send(again)
         self._handle(p.Offered(key))
         work = self._state.work
         if work is None or work.key != key:
             self._drop(key)
+
+    async def _receive_notice(self, response: aggregator_pb2.ParticipateResponse) -> None:
+        work = self._state.work
+        round = self._rounds.get(work.key) if work is not None else None
+        if round is None or round.part is None:
+            # Of a round that is not in work, or one whose secrets went with an earlier run.
+            return
+        with trace.use_span(round.span, end_on_exit=False, record_exception=False):
+            try:
+                taken = await round.part.take(response)
+            except MeshError as error:
+                if is_passing(error):
+                    raise
+                self._refuse(round, error)
+                return
+        if taken.passed_over is not None:
+            self._tally.tell(NoticeKind.IGNORED, round.key, error=taken.passed_over)
+        if taken.answer is not None:
+            self._send(taken.answer)
+        if round.part.is_left_out:
+            self._late(round.key)
 
     async def _receive_outcome(self, outcome: m.RoundOutcome) -> None:
         key = p.RoundKey(outcome.round_id, outcome.attempt)
@@ -234,16 +263,16 @@ class Participation:
             # A quick round ends before its receipt, which takes another stream, has come.
             await asyncio.wait({round.task}, timeout=limits.RECEIPT_GRACE_MS / 1000)
         if key in self._rounds or key in self._state.finished:
-            self._count("published" if outcome.phase is m.Phase.PUBLISHED else "aborted")
+            self._tally.count("published" if outcome.phase is m.Phase.PUBLISHED else "aborted")
             if outcome.counted:
-                self._count("counted")
-        self._tell(NoticeKind.ENDED, key, outcome=outcome)
+                self._tally.count("counted")
+        self._tally.tell(NoticeKind.ENDED, key, outcome=outcome)
         self._handle(p.Ended(key))
 
     async def _signed_check_in(self) -> Statement:
         samples = self._samples
         if samples is None:
-            samples = await in_trainer(self._trainer.sample_count)
+            samples = await self._training.sample_count()
         return await self._sign_check_in(weights.sample_bucket(samples))
 
     async def _sign_check_in(self, sample_bucket: int) -> Statement:
@@ -265,7 +294,7 @@ class Participation:
                 assert self._check_in is not None
                 self._send_check_in(self._check_in)
             case p.Examine(key):
-                self._tell(NoticeKind.OFFERED, key)
+                self._tally.tell(NoticeKind.OFFERED, key)
                 self._work(key, self._examine)
             case p.Train(key):
                 self._work(key, self._train)
@@ -273,7 +302,7 @@ class Participation:
                 self._work(key, self._upload)
             case p.SendDecline(key, reason):
                 decline = m.RoundDecline(key.round_id, key.attempt, reason)
-                self._outbox.put_nowait(
+                self._send(
                     aggregator_pb2.ParticipateRequest(decline=codec.decline_to_proto(decline))
                 )
             case p.Abandon(key):
@@ -283,18 +312,23 @@ class Participation:
                 if self._drop(key):
                     self._count_down()
                 self._start(self._discard(key))
-            case p.Reconnect() | p.Close():
-                # `_keep_link` opens the next stream, `run` ends the last one.
+            case p.Close():
+                for round in self._rounds.values():
+                    round.wipe()
+                # `run` ends the last stream.
+            case p.Reconnect():
+                # `_keep_link` opens the next stream.
                 pass
 
-    def _send_check_in(self, statement: Statement) -> None:
-        self._outbox.put_nowait(
-            aggregator_pb2.ParticipateRequest(check_in=codec.statement_to_proto(statement))
-        )
+    def _send(self, request: aggregator_pb2.ParticipateRequest) -> None:
+        # A mesh that asks and does not read gets no more; it asks again on the next stream.
+        if self._outbox.qsize() < limits.MAX_STREAM_QUEUE:
+            self._outbox.put_nowait(request)
 
-    def _work(
-        self, key: p.RoundKey, work: Callable[[RoundWork], Coroutine[Any, Any, p.Event]]
-    ) -> None:
+    def _send_check_in(self, statement: Statement) -> None:
+        self._send(aggregator_pb2.ParticipateRequest(check_in=codec.statement_to_proto(statement)))
+
+    def _work(self, key: p.RoundKey, work: _Work) -> None:
         round = self._rounds[key]
         round.task = self._start(self._guarded(key, round, work))
 
@@ -313,66 +347,50 @@ class Participation:
 
     async def _guarded(self, key: p.RoundKey, round: RoundWork, work: _Work) -> None:
         """Run one piece of work up to the deadline, and tell the machine what came of it."""
-        left_s = (round.configuration.deadline_ms - self._host.server_time_ms()) / 1000
         try:
-            with trace.use_span(round.span, end_on_exit=False, record_exception=False):
-                try:
-                    async with asyncio.timeout(max(0.0, left_s)):
-                        event = await work(round)
-                except TimeoutError as error:
-                    raise RoundClosed("the round's deadline is over") from error
-                except OSError as error:
-                    raise ConfigurationError(
-                        f"the spool {self._host.spool.folder} cannot be used: {error}"
-                    ) from error
+            event = await within_deadline(round, self._host, work)
         except MeshError as error:
-            round.stopped.set()
-            round.span.set_status(StatusCode.ERROR, error.reason)
-            round.span.record_exception(error)
-            if self._state.work is not None and self._state.work.key == key:
-                self._count("declined")
-                self._tell(NoticeKind.DECLINED, key, error=error)
-            event = p.Failed(key, error.reason)
-        self._handle(event)
+            if isinstance(error, RoundClosed) and round.is_sharer:
+                self._late(key)
+            else:
+                self._refuse(round, error)
+        else:
+            self._handle(event)
+
+    def _refuse(self, round: RoundWork, error: MeshError) -> None:
+        """The round is over for this client."""
+        round.fail(error)
+        work = self._state.work
+        if work is not None and work.key == round.key:
+            waiting = work.stage is p.Stage.WAITING
+            kind = NoticeKind.WITHHELD if waiting else NoticeKind.DECLINED
+            self._tally.leave(kind, round.key, error)
+        self._handle(p.Failed(round.key, error.reason))
+
+    def _late(self, key: p.RoundKey) -> None:
+        """Collecting has ended without this client, whose help the others still need."""
+        work = self._state.work
+        if work is not None and work.key == key and work.stage is not p.Stage.WAITING:
+            self._tally.tell(NoticeKind.LATE, key)
+        self._handle(p.Late(key))
 
     async def _examine(self, round: RoundWork) -> p.Event:
-        configuration = round.configuration
-        key = p.RoundKey(configuration.round_id, configuration.attempt)
         # What an earlier run of this client sealed was accepted by it, and is sent as it is.
-        sealed = None
-        if self._host.spool.has(key.round_id, key.attempt):
-            sealed = await asyncio.to_thread(self._host.spool.find, key.round_id, key.attempt)
-        if (
-            sealed is not None
-            and sealed.manifest.client_id == self._host.client_id
-            and sealed.manifest.configuration_sha256 == digest(round.offer.configuration)
-        ):
-            round.sealed = sealed
-            return p.Accepted(key, sealed=True)
+        if await round.find_sealed(self._host):
+            return p.Accepted(round.key, sealed=True)
         round.accepted = await self._host.accept(round.offer, self._model_id)
-        return p.Accepted(key)
+        if round.configuration.mode is m.RoundMode.SEALED:
+            round.part = take_part(self._host, round.accepted)
+            # Before training: the others wait for it.
+            self._send(await round.part.advertise())
+        return p.Accepted(round.key)
 
     async def _train(self, round: RoundWork) -> p.Event:
-        accepted = round.accepted
-        assert accepted is not None
-        configuration = accepted.configuration
-        base = self._base
-        if base is None or base.manifest.sha256 != configuration.model_sha256:
-            # Let the last one go first: two large models need not be held at once.
-            base = self._base = None
-            base = await self._host.pull_model(self._model_id, configuration.base_version)
-            self._base = base
-        check_base(configuration, base.manifest)
-        tensors = base.tensors()
-        with tracer().start_as_current_span("boltz.client.train"):
-            result = await in_trainer(lambda: self._trainer.train(tensors, round.context(base)))
-        key = p.RoundKey(configuration.round_id, configuration.attempt)
-        if not isinstance(result, TrainResult):
-            raise TrainingFailed(f"the trainer returned {type(result).__name__}, not a TrainResult")
-        self._tell(NoticeKind.TRAINED, key)
-        round.sealed = await self._host.seal_update(accepted, base, result)
+        base, result = await self._training.train(round)
+        self._tally.tell(NoticeKind.TRAINED, round.key)
+        await round.seal(self._host, base, result)
         await self._recount(result)
-        return p.Sealed(key)
+        return p.Sealed(round.key)
 
     async def _recount(self, result: TrainResult) -> None:
         if result.samples is None:
@@ -388,12 +406,14 @@ class Participation:
     async def _upload(self, round: RoundWork) -> p.Event:
         sealed = round.sealed
         assert sealed is not None
+        if round.part is not None:
+            round.part.uploading = True
         receipt = await self._host.upload(sealed, round.configuration.deadline_ms)
         key = p.RoundKey(receipt.round_id, receipt.attempt)
-        self._count("submitted")
+        self._tally.count("submitted")
         round.span.set_status(StatusCode.OK)
         round.span.end()
-        self._tell(
+        self._tally.tell(
             NoticeKind.SUBMITTED, key, receipt=receipt, size_bytes=sealed.manifest.size_bytes
         )
         return p.Receipted(key)
@@ -410,30 +430,12 @@ class Participation:
     def _drop(self, key: p.RoundKey) -> bool:
         round = self._rounds.pop(key, None)
         if round is not None:
+            round.wipe()
             round.span.end()
         return round is not None
-
-    def _count(self, name: str) -> None:
-        self._counts[name] += 1
 
     def _count_down(self) -> None:
         if self._rounds_left is not None:
             self._rounds_left -= 1
             if self._rounds_left <= 0:
                 self.stop()
-
-    def _tell(
-        self,
-        kind: NoticeKind,
-        key: p.RoundKey | None = None,
-        *,
-        error: MeshError | None = None,
-        outcome: m.RoundOutcome | None = None,
-        receipt: m.UpdateReceipt | None = None,
-        size_bytes: int = 0,
-    ) -> None:
-        self._notify(Notice(kind, self._model_id, key, error, outcome, receipt, size_bytes))
-
-
-def _nobody(_: Notice) -> None:
-    """Takes notices that nobody asked for."""

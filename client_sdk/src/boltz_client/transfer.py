@@ -31,8 +31,9 @@ from boltz_protocol.v1 import aggregator_pb2, model_store_pb2
 
 #: Chunks that the server may send ahead; half of them are given back at a time.
 _CREDITS: Final = 16
-#: Chunks written by one hand-over to a thread.
+#: Chunks written or read by one hand-over to a thread.
 _BATCH_CHUNKS: Final = 4
+_BATCH_BYTES: Final = _BATCH_CHUNKS * limits.CHUNK_CIPHER_BYTES
 
 #: Chunks come and go as they stand on the wire (`link.Stubs`).
 PullCall = Duplex[model_store_pb2.PullRequest, model_store_pb2.PullResponse | WireChunk]
@@ -246,16 +247,25 @@ def _check_start(start: int, sealed: SealedUpdate) -> None:
 
 async def _send(call: UploadCall, sealed: SealedUpdate, reader: UpdateReader, start: int) -> None:
     size_bytes = sealed.manifest.size_bytes
-    # One chunk was written a moment ago and comes from memory; a long file may not.
-    ahead = size_bytes > limits.CHUNK_CIPHER_BYTES
-    reading: asyncio.Task[bytes] | None = None
+    loop = asyncio.get_running_loop()
+
+    def read(offset: int) -> asyncio.Future[list[bytes]]:
+        return loop.run_in_executor(None, _messages, reader, offset, size_bytes)
+
+    reading: asyncio.Future[list[bytes]] | None = None
     try:
-        for offset in range(start, size_bytes, limits.CHUNK_CIPHER_BYTES):
-            data = reader.chunk(offset) if reading is None else await reading
-            following = offset + limits.CHUNK_CIPHER_BYTES
-            if ahead and following < size_bytes:
-                reading = asyncio.create_task(asyncio.to_thread(reader.chunk, following))
-            await call.write(encode_chunk(offset, data))
+        if size_bytes - start > limits.CHUNK_CIPHER_BYTES:
+            reading = read(start)
+        for offset in range(start, size_bytes, _BATCH_BYTES):
+            if reading is None:
+                # One chunk, written a moment ago: it comes from memory.
+                messages = _messages(reader, offset, size_bytes)
+            else:
+                messages = await reading
+                if offset + _BATCH_BYTES < size_bytes:
+                    reading = read(offset + _BATCH_BYTES)
+            for message in messages:
+                await call.write(message)
         await call.done_writing()
     except MeshError:
         # A call that has ended, or a spool file that lost bytes: let nobody wait on this call.
@@ -265,3 +275,12 @@ async def _send(call: UploadCall, sealed: SealedUpdate, reader: UpdateReader, st
         if reading is not None:
             # A thread cannot be stopped, and the file is closed when this returns.
             await asyncio.gather(reading, return_exceptions=True)
+
+
+def _messages(reader: UpdateReader, start: int, size_bytes: int) -> list[bytes]:
+    """The next few chunks as they go on the wire. Raises: as `UpdateReader.chunk`."""
+    stop = min(start + _BATCH_BYTES, size_bytes)
+    return [
+        encode_chunk(offset, reader.chunk(offset))
+        for offset in range(start, stop, limits.CHUNK_CIPHER_BYTES)
+    ]

@@ -19,6 +19,7 @@ from tests.support.models import declare
 
 TWO_TENSORS = """
 model = "{model}"
+mode = "open"
 tensors = [{{ name = "weight", shape = [2, 3] }}, {{ name = "bias", shape = [2] }}]
 cohort = {{ min = 1, target = 1, max = 1 }}
 clip_norm = 1.0

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from boltz_client import NoticeKind, OwnerLimits, TrainResult, blocking, cli
+from boltz_client import NoticeKind, TrainResult, blocking, cli
 from boltz_client.adapters.numpy import FunctionTrainer
 from boltz_client.notices import Notice
 from boltz_protocol import errors
 from boltz_protocol.errors import ConfigurationError, MeshError, StateConflict
 from boltz_protocol.model_file import encode_model
+from tests.integration.client.conftest import ANY_MODE
 from tests.support.mini_mesh import MODEL, MiniMesh
 from tests.support.mini_mesh_server import running
 
@@ -132,12 +133,13 @@ def test_participate(
     served.rounds(2)
     code, out, _ = run(
         capsys, "participate", MODEL, "--trainer", f"my_trainer:{attribute}",
-        "--rounds", 2, "--store", store, "--json",
+        "--mode", "open", "--rounds", 2, "--store", store, "--json",
     )  # fmt: skip
     lines = [json.loads(line) for line in out.splitlines()]
     assert code == cli.OK
     assert lines[-1] == {
         "published": 2, "aborted": 0, "counted": 2, "submitted": 2, "declined": 0,
+        "refused": 0,
     }  # fmt: skip
     assert [line["event"] for line in lines[:-1]].count("submitted") == 2
     np.testing.assert_allclose(served.mesh.vector, 0.25, atol=1e-3)
@@ -150,16 +152,38 @@ def test_submit_a_file(
     weights.write_bytes(encode_model(served.mesh.tensors, np.full(8, 0.25, dtype=np.float32)))
     served.rounds(1)
     submit = ("submit", MODEL, "--weights", weights, "--samples", 100, "--store", store)
-    code, out, _ = run(capsys, *submit)
+    code, _, err = run(capsys, *submit)
+    assert (code, "the owner allows sealed" in err) == (cli.OWN_LIMITS, True)
+    served.rounds(1)
+    opened = (*submit, "--mode", "open")
+    code, out, _ = run(capsys, *opened)
     assert (code, "version 2 was made" in out) == (cli.OK, True)
     np.testing.assert_allclose(served.mesh.vector, 0.25, atol=1e-3)
     # The owner's limits refuse: another exit code, and nothing is sent.
     served.rounds(1)
-    code, _, err = run(capsys, *submit, "--smallest-cohort", 5)
+    code, _, err = run(capsys, *opened, "--smallest-cohort", 5)
     assert (code, "the owner wants at least 5" in err) == (cli.OWN_LIMITS, True)
     served.rounds(1)
-    code, _, err = run(capsys, *submit, "--mode", "sealed")
-    assert (code, "the owner allows sealed" in err) == (cli.OWN_LIMITS, True)
+    # The mini mesh's rounds have no noise, and no epsilon is a bound for that.
+    code, _, err = run(capsys, *opened, "--epsilon-budget", 3)
+    assert (code, "own ledger" in err) == (cli.OWN_LIMITS, True)
+
+
+def test_the_own_ledger_beside_the_meshs(
+    served: Served, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = run(capsys, "budget", MODEL, "--store", store)
+    assert (code, "own ledger: epsilon 0.000, 0 rounds" in out) == (cli.OK, True)
+    assert "the mesh's: epsilon 1.500" in out
+    weights = tmp_path / "weights.safetensors"
+    weights.write_bytes(encode_model(served.mesh.tensors, np.full(8, 0.25, dtype=np.float32)))
+    served.rounds(1)
+    submit = ("submit", MODEL, "--weights", weights, "--samples", 100, "--mode", "open")
+    assert run(capsys, *submit, "--store", store)[0] == cli.OK
+    code, out, _ = run(capsys, "budget", MODEL, "--store", store, "--json")
+    # A round without noise: no epsilon is a bound for it, and JSON has no infinity.
+    assert json.loads(out)["own"] == {"epsilon_spent": None, "rounds_charged": 1}
+    assert json.loads(out)["mesh"]["epsilon_budget"] == 2.0
 
 
 def test_errors_are_a_sentence_and_advice(
@@ -212,7 +236,7 @@ def test_trainers_that_are_none_are_refused(name: str, match: str) -> None:
 def test_the_blocking_client(served: Served, store: Path) -> None:
     notices: list[Notice] = []
     served.rounds(1)
-    with blocking.MeshClient.open(store, owner=OwnerLimits()) as client:
+    with blocking.MeshClient.open(store, owner=ANY_MODE) as client:
         assert client.client_id in served.mesh.clients
         assert client.status() == "ACTIVE"
         assert client.privacy_budget(MODEL).rounds_left == 3
@@ -224,7 +248,7 @@ def test_the_blocking_client(served: Served, store: Path) -> None:
 
 
 def test_a_blocking_participation_is_stopped_by_another_thread(served: Served, store: Path) -> None:
-    with blocking.MeshClient.open(store) as client:
+    with blocking.MeshClient.open(store, owner=ANY_MODE) as client:
         checked_in = threading.Event()
         done = threading.Event()
 

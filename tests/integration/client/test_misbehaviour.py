@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from typing import Any
 
 import numpy as np
@@ -16,12 +18,15 @@ from boltz_protocol.errors import (
     LimitExceeded,
     MalformedMessage,
     MeshError,
+    RoundClosed,
+    SecondMessage,
     Unavailable,
 )
 from boltz_protocol.model_file import Vector
 from boltz_protocol.v1 import aggregator_pb2, model_store_pb2
 from tests.integration.client.conftest import Clients
-from tests.integration.client.test_rounds import Heard, join_in, toward
+from tests.integration.client.heard import Heard
+from tests.integration.client.test_rounds import join_in, toward
 from tests.support.mini_mesh import MODEL, MiniMesh
 from tests.support.mini_mesh_server import running
 
@@ -205,3 +210,49 @@ async def test_a_full_disk_is_a_decline(
     round = await mesh.start_round(1)
     await mesh.wait(lambda: bool(round.declined) or task.done())
     assert (await task).declined == 1
+
+
+async def test_notices_of_sealed_rounds_where_none_is_in_work(
+    mesh: MiniMesh, clients: Clients
+) -> None:
+    client = await clients.open()
+    heard = Heard()
+    task = join_in(client, toward(1.0), rounds=1, notify=heard)
+    await heard.until(NoticeKind.CHECKED_IN)
+    stray = aggregator_pb2.ParticipateResponse(peers=aggregator_pb2.PeersNotice(round_id="x"))
+    mesh.push(client.client_id, stray)
+    await mesh.start_round(1)
+    # And in an open round.
+    mesh.push(client.client_id, stray)
+    await mesh.finish_round()
+    assert (await task).counted == 1
+    assert not heard.all(NoticeKind.IGNORED)
+
+
+@pytest.mark.parametrize("error", [RoundClosed("too late"), SecondMessage("another came first")])
+async def test_an_error_about_the_round_ends_the_round_and_not_the_client(
+    mesh: MiniMesh, clients: Clients, error: MeshError
+) -> None:
+    started = threading.Event()
+
+    def train(model: dict[str, Vector], round: RoundContext) -> TrainResult:
+        started.set()
+        round.stopped.wait(10)
+        return TrainResult(weights=dict(model))
+
+    client = await clients.open()
+    heard = Heard()
+    task = join_in(client, FunctionTrainer(train, 5), rounds=2, notify=heard)
+    round = await mesh.start_round(1)
+    await asyncio.to_thread(started.wait, 10)
+    mesh.push(client.client_id, error)
+    notice = await heard.until(NoticeKind.DECLINED)
+    assert notice.error is not None
+    # The offer that is repeated on the next stream is declined.
+    await mesh.wait(lambda: bool(round.declined))
+    assert list(round.declined.values()) == [error.reason]
+    # The same with nothing in work.
+    mesh.push(client.client_id, error)
+    await heard.until(NoticeKind.CHECKED_IN, 3)
+    assert not task.done()
+    task.cancel()

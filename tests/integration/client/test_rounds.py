@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from boltz_client import MeshClient, Notice, NoticeKind, OwnerLimits, RoundContext, TrainResult
+from boltz_client import MeshClient, NoticeKind, RoundContext, TrainResult
 from boltz_client.adapters.numpy import FunctionTrainer
 from boltz_protocol import messages as m
 from boltz_protocol.errors import (
@@ -25,7 +25,8 @@ from boltz_protocol.errors import (
     Unavailable,
 )
 from boltz_protocol.model_file import Vector
-from tests.integration.client.conftest import Clients
+from tests.integration.client.conftest import ANY_MODE, Clients
+from tests.integration.client.heard import Heard
 from tests.support.mini_mesh import MODEL, MiniMesh, with_mode
 from tests.support.mini_mesh_server import restart, running
 
@@ -42,31 +43,6 @@ def toward(target: float, samples: int = 57) -> FunctionTrainer:
         return TrainResult(weights=moved, metrics={"loss": 2.0})
 
     return FunctionTrainer(train, samples)
-
-
-class Heard:
-    """Notices of one client."""
-
-    def __init__(self) -> None:
-        self.notices: list[Notice] = []
-        self.changed = asyncio.Condition()
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    def __call__(self, notice: Notice) -> None:
-        self.notices.append(notice)
-        self._tasks.add(asyncio.create_task(self._wake()))
-
-    async def _wake(self) -> None:
-        async with self.changed:
-            self.changed.notify_all()
-
-    async def until(self, kind: NoticeKind, count: int = 1) -> Notice:
-        async with asyncio.timeout(10), self.changed:
-            await self.changed.wait_for(lambda: len(self.all(kind)) >= count)
-        return self.all(kind)[count - 1]
-
-    def all(self, kind: NoticeKind) -> list[Notice]:
-        return [notice for notice in self.notices if notice.kind is kind]
 
 
 def join_in(client: MeshClient, trainer: Any, **arguments: Any) -> asyncio.Task[Any]:
@@ -135,7 +111,7 @@ async def test_a_restarted_client_sends_what_it_sealed(mesh: MiniMesh, clients: 
     path = await clients.enrol()
     mesh.faults.refuse_uploads = [Unavailable("down", retry_after_ms=60_000)]
     heard = Heard()
-    async with MeshClient.open(path) as first:
+    async with MeshClient.open(path, owner=ANY_MODE) as first:
         task = join_in(first, toward(1.0), notify=heard)
         round = await mesh.start_round(1)
         await heard.until(NoticeKind.TRAINED)
@@ -165,7 +141,7 @@ async def test_a_restarted_client_without_a_spool_sits_the_round_out(
         return TrainResult(weights=dict(model))
 
     heard = Heard()
-    async with MeshClient.open(path) as first:
+    async with MeshClient.open(path, owner=ANY_MODE) as first:
         task = join_in(first, FunctionTrainer(train, 5), notify=heard)
         await mesh.start_round(1)
         await heard.until(NoticeKind.OFFERED)
@@ -211,7 +187,7 @@ async def test_what_cannot_be_done_is_declined(
 
 
 async def test_the_owners_limits_decline(mesh: MiniMesh, clients: Clients) -> None:
-    owner = OwnerLimits(least_noise_multiplier=1.0)
+    owner = replace(ANY_MODE, least_noise_multiplier=1.0)
     task = join_in(await clients.open(owner=owner), toward(1.0))
     round = await mesh.start_round(1)
     await mesh.wait(lambda: bool(round.declined))
@@ -424,7 +400,7 @@ async def test_the_end_of_an_earlier_runs_round_is_no_round_of_this_run(
     mesh: MiniMesh, clients: Clients
 ) -> None:
     path = await clients.enrol()
-    async with MeshClient.open(path) as first:
+    async with MeshClient.open(path, owner=ANY_MODE) as first:
         task = join_in(first, toward(1.0), rounds=1)
         await mesh.start_round(1)
         await mesh.finish_round()

@@ -34,7 +34,7 @@ IMPORT = "import time; t = time.process_time(); import boltz_client; print(time.
 TAKE_PART = """
 import asyncio, json, sys
 import numpy as np
-from boltz_client import MeshClient, TrainResult, enroll
+from boltz_client import MeshClient, OwnerLimits, RoundMode, TrainResult, enroll
 
 class Trainer:
     def sample_count(self):
@@ -45,7 +45,7 @@ class Trainer:
 
 async def main(join, store, model):
     await enroll(join, store)
-    async with MeshClient.open(store) as client:
+    async with MeshClient.open(store, owner=OwnerLimits(frozenset({RoundMode.OPEN}))) as client:
         pulled = await client.pull_model(model)
         print("ready", flush=True)
         summary = await client.participate(Trainer(), model, rounds=1)

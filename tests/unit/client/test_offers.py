@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from boltz_client.mesh_keys import MeshKeys
 from boltz_client.offers import AcceptedRound, Self, check_base, check_offer
-from boltz_client.owner import OwnerLimits
+from boltz_client.owner import ALL_MODES, OwnerLimits
 from boltz_protocol import codec, limits, weights
 from boltz_protocol import messages as m
 from boltz_protocol.encoding import plan_encoding
@@ -31,7 +31,7 @@ from boltz_protocol.errors import (
 from boltz_protocol.ids import ClientId, ModelId, SessionId
 from boltz_protocol.keys import public_key_der, public_key_id
 from boltz_protocol.statement import Statement, digest, sign_ed25519, sign_rsa_pss
-from tests.support import samples
+from tests.support import samples, samples_sealed
 from tests.support.keys import (
     NOW,
     authority,
@@ -130,7 +130,7 @@ def check(offer: m.RoundOffer, **changes: Any) -> AcceptedRound:
         "me": ME,
         "model_id": samples.MODEL,
         "keys": mesh_keys(),
-        "owner": OwnerLimits(),
+        "owner": OwnerLimits(modes=ALL_MODES),
         "now_ms": NOW_MS,
     }
     return check_offer(offer, **(arguments | changes))
@@ -148,6 +148,24 @@ def test_an_honest_offer_is_accepted() -> None:
 
 def _with(**changes: Any) -> Callable[[Any], Any]:
     return lambda value: replace(value, **changes)
+
+
+def _sealed(**changes: Any) -> Callable[[Any], Any]:
+    sealed = {
+        "mode": m.RoundMode.SEALED,
+        "min_survivors": 3,
+        "secure_aggregation": samples_sealed.secure_aggregation(),
+    }
+    return _with(**(sealed | changes))
+
+
+def test_a_sealed_offer_is_accepted_with_this_clients_share_of_the_noise() -> None:
+    accepted = check(make_offer(Lies(_sealed())), owner=OwnerLimits())
+    assert accepted.noise_share == ENCODING.sigma_squared / 3
+    # In an open round the server adds the noise.
+    assert check(make_offer()).noise_share == 0
+    quiet = _sealed(noise_multiplier=0.0, privacy=m.PRIVACY_NONE)
+    assert check(make_offer(Lies(quiet))).noise_share == 0
 
 
 LIES: dict[str, tuple[Lies, type[MeshError]]] = {
@@ -168,7 +186,18 @@ LIES: dict[str, tuple[Lies, type[MeshError]]] = {
     "another mesh": (Lies(_with(mesh_id="other")), RoundRefused),
     "another model": (Lies(_with(model_id=ModelId("other"))), RoundRefused),
     "another protocol": (Lies(_with(protocol_version=2)), RoundRefused),
-    "a mode not run": (Lies(_with(mode=m.RoundMode.SEALED)), RoundRefused),
+    "a mode not run": (
+        Lies(
+            _with(
+                mode=m.RoundMode.GROUPED,
+                secure_aggregation=samples_sealed.secure_aggregation(),
+                min_survivors=3,
+            )
+        ),
+        RoundRefused,
+    ),
+    "a sealed round of two": (Lies(_sealed(min_survivors=2)), RoundRefused),
+    "noise too little to be shared": (Lies(_sealed(noise_multiplier=1e-6)), RoundRefused),
     "deadline over": (Lies(_with(deadline_ms=NOW_MS)), RoundClosed),
     "bound too large": (Lies(_with(bound_l2=ENCODING.bound_l2 + 1)), RoundRefused),
     "bound too small": (Lies(_with(bound_l2=ENCODING.bound_l2 - 1)), RoundRefused),
@@ -228,8 +257,8 @@ def test_a_lie_is_found(name: str) -> None:
 
 
 def test_the_owners_limits_come_last() -> None:
-    with pytest.raises(RoundRefused, match="owner"):
-        check(make_offer(), owner=OwnerLimits(smallest_cohort=3))
+    with pytest.raises(RoundRefused, match="owner wants at least 3"):
+        check(make_offer(), owner=OwnerLimits(modes=ALL_MODES, smallest_cohort=3))
 
 
 def test_the_base_must_be_what_the_round_commits_to() -> None:

@@ -72,7 +72,7 @@ def test_a_repeated_offer_starts_nothing(before: list[p.Event]) -> None:
 )
 def test_a_failure_is_declined_and_declined_again(before: list[p.Event]) -> None:
     state, effects = run(p.Offered(ONE), *before, p.Failed(ONE, "NO"), state=ONLINE)
-    assert effects == (p.SendDecline(ONE, "NO"), p.Forget(ONE))
+    assert effects == (p.Abandon(ONE), p.SendDecline(ONE, "NO"), p.Forget(ONE))
     assert state.work is None
     assert run(p.Offered(ONE), state=state)[1] == (p.SendDecline(ONE, "NO"),)
     assert run(p.Ended(ONE), state=state)[1] == ()
@@ -80,7 +80,7 @@ def test_a_failure_is_declined_and_declined_again(before: list[p.Event]) -> None
 
 def test_a_failure_without_a_stream_waits_for_the_offer() -> None:
     state, effects = run(p.Offered(ONE), p.StreamLost(), p.Failed(ONE, "NO"), state=ONLINE)
-    assert effects == (p.Forget(ONE),)
+    assert effects == (p.Abandon(ONE), p.Forget(ONE))
     state, effects = run(p.StreamOpened(), p.Welcomed(), p.Offered(ONE), state=state)
     assert effects == (p.SendDecline(ONE, "NO"),)
 
@@ -101,6 +101,20 @@ def test_an_outcome_before_the_receipt_abandons_the_upload() -> None:
 def test_a_failure_after_the_receipt_changes_nothing() -> None:
     state, _ = run(p.Offered(ONE), p.Accepted(ONE), p.Sealed(ONE), p.Receipted(ONE), state=ONLINE)
     assert run(p.Failed(ONE, "NO"), state=state) == (state, ())
+
+
+@pytest.mark.parametrize("before", [[], [p.Sealed(ONE)]], ids=["training", "uploading"])
+def test_a_client_that_is_late_stops_and_waits_for_the_outcome(before: list[p.Event]) -> None:
+    state, _ = run(p.Offered(ONE), p.Accepted(ONE), *before, state=ONLINE)
+    state, effects = run(p.Late(ONE), state=state)
+    assert (state.work, effects) == (Work(ONE, Stage.WAITING), (p.Abandon(ONE),))
+    # The deadline and the server may both say so; a failure from here on is nobody's business.
+    assert run(p.Late(ONE), state=state) == (state, ())
+    assert run(p.Failed(ONE, "NO"), state=state) == (state, ())
+    assert run(p.Offered(ONE), state=state) == (state, ())
+    state, effects = run(p.Ended(ONE), state=state)
+    assert (state.work, effects) == (None, (p.Forget(ONE),))
+    assert run(p.Late(ONE), state=state) == (state, ())
 
 
 def test_nothing_happens_after_the_stop() -> None:
@@ -125,6 +139,7 @@ def test_what_is_sealed_is_not_declined_on_leaving() -> None:
         [p.Welcomed()],
         [p.StreamOpened(), p.Welcomed(), p.Offered(ONE), p.Sealed(ONE)],
         [p.StreamOpened(), p.Welcomed(), p.Offered(ONE), p.Receipted(ONE)],
+        [p.StreamOpened(), p.Welcomed(), p.Offered(ONE), p.Late(ONE)],
     ],
 )
 def test_moves_that_cannot_happen_crash(events: list[p.Event]) -> None:
@@ -153,6 +168,8 @@ def test_no_round_is_trained_twice_and_memory_is_bounded(moves: list[tuple[int, 
             event = steps[work.stage]
             if move == 2:
                 event = p.Failed(work.key, "NO")
+            if move == 3 and work.stage is not Stage.EXAMINING:
+                event = p.Late(work.key)
         recent = state.finished
         state, effects = step(state, event)
         for effect in effects:
