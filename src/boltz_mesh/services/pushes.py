@@ -40,17 +40,25 @@ class Pushes:
         self._notices = notices
 
     async def catch_up(self, subscription: Subscription) -> None:
-        """Tell a new stream what stands, and an old one what it may have missed."""
+        """Tell a new stream what stands, and what its session may have missed."""
 
-        async def body(connection: Connection) -> rounds.Round | None:
-            return await rounds.find_open_round(connection, subscription.model_id)
+        async def body(connection: Connection) -> tuple[rounds.Round | None, rounds.Round | None]:
+            return (
+                await rounds.find_open_round(connection, subscription.model_id),
+                await rounds.find_last_ended(
+                    connection,
+                    subscription.model_id,
+                    subscription.client_id,
+                    subscription.session_id,
+                ),
+            )
 
-        found = await self._database.read("catch_up", body)
-        if found is not None:
-            await self._tell_step(found.round_id, [subscription])
-        for round_id, _ in list(subscription.offered):
-            if found is None or found.round_id != round_id:
-                await self.round_changed(RoundId(round_id))
+        standing, ended = await self._database.read("catch_up", body)
+        if ended is not None:
+            # Clients pass over an outcome that they know.
+            await self._tell_outcome(ended, [subscription])
+        if standing is not None:
+            await self._tell_step(standing.round_id, [subscription])
 
     async def round_changed(self, round_id: RoundId) -> None:
         """Tell the streams of this replica what a round has come to."""

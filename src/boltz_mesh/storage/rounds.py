@@ -17,7 +17,7 @@ from boltz_mesh.storage.lease import assert_fencing
 from boltz_mesh.storage.postgres import Channel, Connection, notify
 from boltz_mesh.storage.rows import build
 from boltz_protocol.errors import NotFound, StateConflict
-from boltz_protocol.ids import ModelId, RoundId
+from boltz_protocol.ids import ClientId, ModelId, RoundId, SessionId
 
 
 class RoundOutcome(enum.StrEnum):
@@ -131,6 +131,23 @@ async def find_open_round(connection: Connection, model_id: ModelId) -> Round | 
         "-- find_open_round\n"
         "SELECT * FROM federated_aggregations WHERE model_id = $1 AND outcome IS NULL",
         model_id,
+    )
+    return None if row is None else _round(row)
+
+
+async def find_last_ended(
+    connection: Connection, model_id: ModelId, client_id: ClientId, session_id: SessionId
+) -> Round | None:
+    """The round that a session was selected for and that ended last, if there is one."""
+    row = await connection.fetchrow(
+        "-- find_last_ended\n"
+        "SELECT a.* FROM round_roster r JOIN federated_aggregations a"
+        " ON a.round_id = r.round_id AND a.attempt = r.attempt"
+        " WHERE r.client_id = $2 AND r.session_id = $3 AND a.model_id = $1"
+        " AND a.outcome IS NOT NULL ORDER BY a.ended_at_ms DESC LIMIT 1",
+        model_id,
+        client_id,
+        session_id,
     )
     return None if row is None else _round(row)
 

@@ -20,7 +20,6 @@ from boltz_protocol.errors import (
     MeshError,
     NotFound,
     ReplayRefused,
-    RoundClosed,
     SignatureInvalid,
     StateConflict,
     Superseded,
@@ -162,25 +161,6 @@ async def test_streams_that_do_not_begin_with_a_check_in(
     with pytest.raises(MeshError) as caught:
         await stream.next()
     assert isinstance(caught.value, MalformedMessage | LimitExceeded)
-
-
-@pytest.mark.parametrize(
-    "request_",
-    [
-        agg.ParticipateRequest(key_advertisement=common.SignedStatement()),
-        agg.ParticipateRequest(
-            nonce_reveal=agg.NonceReveal(round_id="00" * 16, attempt=1, nonce=b"n" * 32)
-        ),
-    ],
-)
-async def test_messages_of_a_sealed_round_that_does_not_run(
-    mesh: Mesh, clients: list[RawClient], model: str, request_: agg.ParticipateRequest
-) -> None:
-    await declare(mesh, model)
-    stream = await clients[0].participate(model)
-    await stream.call.write(request_)
-    with refused(RoundClosed):
-        await stream.next()
 
 
 async def test_the_newest_stream_wins(mesh: Mesh, clients: list[RawClient], model: str) -> None:

@@ -223,3 +223,21 @@ async def test_a_round_that_would_overdraw(
     unchanged = await budget(mesh, model, clients[0].client_id)
     assert unchanged.rounds_charged == allowed
     await leave(streams)
+
+
+async def test_a_session_that_was_away_hears_how_its_round_ended(
+    mesh: Mesh, clients: list[RawClient], model: str
+) -> None:
+    await declare(mesh, model)
+    streams = await all_in(clients[:3], model)
+    started = await start_round(mesh, model)
+    offers = [await stream.offer() for stream in streams]
+    await submit(clients[0], seal(offers[0], constant(0.1)))
+    streams[0].cancel()
+    for client, offer in zip(clients[1:3], offers[1:], strict=True):
+        await submit(client, seal(offer, constant(0.1)))
+    await published(mesh, started.round_id)
+    again = await clients[0].participate(model)
+    outcome = await again.outcome()
+    assert (outcome.round_id, outcome.counted) == (started.round_id, True)
+    await leave([again, *streams[1:]])

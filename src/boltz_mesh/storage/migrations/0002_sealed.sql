@@ -25,3 +25,6 @@ CREATE TABLE round_statements (
     statement bytea NOT NULL,    -- serialized SignedStatement
     PRIMARY KEY (round_id, attempt, kind)
 );
+
+-- What a session that comes back may have missed.
+CREATE INDEX round_roster_session ON round_roster (client_id, session_id);
