@@ -50,22 +50,25 @@ class Charges:
         self._now_ms = now_ms
 
     async def check(self, accepted: AcceptedRound) -> None:
-        """See whether the owner's budget has room for a round.
+        """See whether a round is new to this client, and the owner's budget has room for it.
 
         Raises:
-            BudgetExceeded: it has not.
+            RoundRefused: the attempt is charged already; a second update for it would be a second
+                release for one charge. What was sealed for the first is sent without asking.
+            BudgetExceeded: there is no room.
             ConfigurationError: the ledger is damaged.
         """
         await asyncio.to_thread(self._check, self._event(accepted))
 
     def charge(self, accepted: AcceptedRound) -> None:
-        """Write a round down for good. Blocks. A repetition changes nothing.
+        """Write a round down for good. Blocks.
 
-        Raises: as `check`; StateConflict where the mesh shows two configurations for one attempt.
+        Raises: as `check`.
         """
         event = self._event(accepted)
         self._check(event)
-        self._ledger.charge(event)
+        if not self._ledger.charge(event):
+            raise _charged_before(event)
 
     async def require(self, manifest: m.UpdateManifest) -> None:
         """Refuse to send an update that is not charged.
@@ -76,8 +79,17 @@ class Charges:
             raise RoundRefused("the update was never charged to this client's own ledger")
 
     def _check(self, event: LedgerEvent) -> None:
+        if self._ledger.has(event.round_id, event.attempt):
+            raise _charged_before(event)
         owner = self._owner
         owner.check_epsilon(self._ledger.spent(event.model_id, owner.delta, with_event=event))
 
     def _event(self, accepted: AcceptedRound) -> LedgerEvent:
         return release_of(accepted.configuration, accepted.encoding, self._now_ms())
+
+
+def _charged_before(event: LedgerEvent) -> RoundRefused:
+    return RoundRefused(
+        f"attempt {event.attempt} of this round is charged to this client already: another update "
+        "for it would be a second release"
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from boltz_mesh.rounds.state import RoundParameters
 from boltz_protocol import limits
-from boltz_protocol.secagg.graph import MIN_CLIENTS, parameters, tolerated_dropouts
+from boltz_protocol.secagg.graph import MIN_CLIENTS, parameters_among, tolerated_dropouts
 
 
 def updates_awaited(round: RoundParameters, graph_members: int) -> int:
@@ -23,7 +23,12 @@ def updates_awaited(round: RoundParameters, graph_members: int) -> int:
     if graph_members > limits.MAX_COMPLETE_GRAPH:
         missing = tolerated_dropouts(graph_members, round.dropout_fraction)
         return max(round.target_clients, graph_members - missing)
-    graph = parameters(
-        graph_members, round.corrupt_fraction, round.dropout_fraction, round.adversary
+    # With the colluders of the largest roster there may have been: rather wait for one more.
+    graph = parameters_among(
+        graph_members,
+        roster_size=max(graph_members, round.wanted_clients),
+        corrupt_fraction=round.corrupt_fraction,
+        dropout_fraction=round.dropout_fraction,
+        adversary=round.adversary,
     )
     return max(round.target_clients, graph.threshold)

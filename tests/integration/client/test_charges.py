@@ -87,6 +87,34 @@ async def test_the_charge_comes_before_the_first_byte_and_once(
     await task
 
 
+async def test_an_attempt_is_answered_once_whatever_the_mesh_shows(
+    mesh: MiniMesh, clients: Clients
+) -> None:
+    """A mesh that offers an attempt again, to a client that forgot it, gets no second update."""
+    path = await clients.enrol()
+    client = await clients.open(path)
+    heard = Heard()
+    task = join_in(client, toward(1.0), rounds=1, notify=heard)
+    first = await mesh.start_round(1, change=noisy(2.0))
+    await mesh.finish_round()
+    await task
+    await client.close()
+    again = await clients.open(path)
+    heard = Heard()
+    task = join_in(again, toward(-1.0), notify=heard)
+
+    def same_attempt(configuration: m.RoundConfiguration) -> m.RoundConfiguration:
+        return replace(noisy(2.0)(configuration), round_id=first.configuration.round_id)
+
+    await mesh.start_round(1, change=same_attempt)
+    error = (await heard.until(NoticeKind.DECLINED)).error
+    assert isinstance(error, RoundRefused)
+    assert "charged to this client already" in error.message
+    assert len(again.ledger.events()) == 1
+    await again.stop()
+    await task
+
+
 async def test_what_was_sealed_without_a_charge_is_not_sent(
     mesh: MiniMesh, clients: Clients
 ) -> None:

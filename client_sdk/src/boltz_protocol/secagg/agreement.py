@@ -17,7 +17,7 @@ from boltz_protocol.messages import RoundConfiguration
 from boltz_protocol.messages_sealed import KeyRoster
 from boltz_protocol.secagg.bitmap import indexes
 from boltz_protocol.secagg.context import MaskContext
-from boltz_protocol.secagg.graph import Graph, graph_seed, parameters
+from boltz_protocol.secagg.graph import Graph, graph_seed, parameters_among
 from boltz_protocol.secagg.keys import KeyPair, commit_nonce, pair_mask_key, self_mask_key
 from boltz_protocol.secagg.masks import MaskStream, pair_sign
 
@@ -73,8 +73,8 @@ def agree(
 ) -> Agreement:
     """Check the nonces, draw the graph and fix the context.
 
-    Neighbours and threshold are those of the number of members, so that a member who does not
-    reveal its nonce counts as a dropout.
+    Neighbours and threshold are those of the number of members, with the colluders of the whole
+    roster among them; a member who does not reveal its nonce counts as a dropout.
 
     Args:
         revealed: bitmap of the graph members.
@@ -94,8 +94,12 @@ def agree(
     elif nonces or inside != members:
         raise RoundRefused("in a complete graph all members take part, and no nonce is used")
     setting = configuration.secure_aggregation
-    chosen = parameters(
-        len(members), setting.corrupt_fraction, setting.dropout_fraction, setting.adversary
+    chosen = parameters_among(
+        len(members),
+        roster_size=configuration.roster_size,
+        corrupt_fraction=setting.corrupt_fraction,
+        dropout_fraction=setting.dropout_fraction,
+        adversary=setting.adversary,
     )
     context = MaskContext(
         configuration_sha256=configuration_sha256,

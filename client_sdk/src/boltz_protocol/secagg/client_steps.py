@@ -139,6 +139,12 @@ def take_peers(
     if len(names) != len(peers) + 1:
         raise RoundRefused("two neighbours have the same client id")
     me.floors.check_known("neighbours", (peer.fingerprint for peer in peers.values()))
+    strangers = sum(
+        peers[holder].fingerprint not in me.floors.known_peers
+        for holder in graph.holders(own)
+        if holder != own
+    )
+    me.floors.check_strangers(strangers, graph.threshold)
     seed = me.randomness(SECRET_BYTES)
     keys = {
         index: _keys_with(me, peer, state.share_keys, state.mask_keys, context)

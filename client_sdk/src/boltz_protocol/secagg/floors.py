@@ -24,7 +24,8 @@ class Floors:
         known_peers: SHA-256 of certificates (DER, 64 lower-case hex digits) that the owner was
             given by their holders, not by the mesh.
         least_known_peers: how many of them must be neighbours of this client and survive: the
-            mesh's own authority could invent all others.
+            mesh's own authority could invent all others. Above 0, the others that hold shares of
+            this client must moreover be fewer than the threshold.
 
     Raises: ConfigurationError for values outside.
     """
@@ -72,4 +73,16 @@ class Floors:
                 f"{known} of the {what} are known to the owner; "
                 f"{self.least_known_peers} are needed",
                 known=known,
+            )
+
+    def check_strangers(self, strangers: int, threshold: int) -> None:
+        """Where peers are pinned, refuse to deal secrets that the others could put together.
+
+        Raises: RoundRefused.
+        """
+        if self.least_known_peers and strangers >= threshold:
+            raise RoundRefused(
+                f"{strangers} of the holders of this client's shares are unknown to the owner, and "
+                f"{threshold} could put its secrets together; pin more peers",
+                strangers=strangers,
             )

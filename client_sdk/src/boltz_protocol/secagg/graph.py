@@ -137,6 +137,44 @@ def parameters(
     return found
 
 
+def parameters_among(
+    members: int,
+    *,
+    roster_size: int,
+    corrupt_fraction: float,
+    dropout_fraction: float,
+    adversary: str = Adversary.SEMI_MALICIOUS,
+) -> GraphParameters:
+    """`parameters` for those of a roster that are left, among whom all its colluders may be.
+
+    Whoever is missing may be honest: dropped by the server, or simply gone. So the colluders are
+    counted over the roster, and the threshold does not fall with the members.
+
+    Args:
+        members: of the signed key roster.
+        roster_size: clients selected, at least as many.
+
+    Raises: InvalidPlan, as `parameters`.
+    """
+    assert members <= roster_size, "members are of the roster"
+    wanted = parameters(roster_size, corrupt_fraction, dropout_fraction, adversary)
+    if members == roster_size:
+        return wanted
+    colluding = colluders(roster_size, corrupt_fraction)
+    dropout = _decimal("dropout_fraction", dropout_fraction)
+    found = None
+    if members >= MIN_CLIENTS:
+        found = _search(members, Fraction(colluding, members), dropout, Adversary(adversary))
+    if found is None:
+        raise InvalidPlan(
+            f"{members} of {roster_size} clients are left, of whom {colluding} may collude: no "
+            "graph withstands that",
+            setting="corrupt_fraction",
+            would_do="0",
+        )
+    return found
+
+
 def _decimal(setting: str, fraction: float) -> Fraction:
     # Written so that a NaN fails as well.
     if not 0 <= fraction < 1:

@@ -196,6 +196,14 @@ def test_too_few_known_peers_among_neighbours_sharers_and_survivors() -> None:
     world.clients[0].take_survivors(world.survivors_payload())
 
 
+def test_pins_that_leave_a_threshold_of_strangers() -> None:
+    """Six clients, threshold four: one pinned peer leaves four that could be the mesh's own."""
+    world = graphed(World.of(6, floors=pins(1, least=1)))
+    refused(world.clients[0], offer_peers(world, world.peers_of(0)), "4 of the holders .* unknown")
+    world = graphed(World.of(6, floors=pins(1, 2, least=1)))
+    offer_peers(world, world.peers_of(0))()
+
+
 def test_floors_that_make_no_sense() -> None:
     with pytest.raises(ConfigurationError, match="least_survivors"):
         Floors(least_survivors=0)

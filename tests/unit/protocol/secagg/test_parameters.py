@@ -17,6 +17,7 @@ from boltz_protocol.secagg.graph import (
     GraphParameters,
     colluders,
     parameters,
+    parameters_among,
     tolerated_dropouts,
 )
 from boltz_protocol.secagg.tails import Quantile, is_connected, smallest
@@ -313,3 +314,36 @@ def test_it_is_quick() -> None:
         parameters(1000, corrupt, 0.1)
         parameters(10_000, corrupt, 0.1)
     assert time.perf_counter() - start < 2
+
+
+@given(st.integers(3, 120), st.data(), st.sampled_from(list(Adversary)))
+def test_colluders_do_not_fall_with_the_members(
+    roster: int, data: st.DataObject, adversary: Adversary
+) -> None:
+    """Whoever misses the key roster may be honest: the threshold holds for all of its colluders."""
+    members = data.draw(st.integers(3, roster))
+    corrupt = colluders(roster, 0.1)
+    try:
+        found = parameters_among(
+            members,
+            roster_size=roster,
+            corrupt_fraction=0.1,
+            dropout_fraction=0.1,
+            adversary=adversary,
+        )
+    except InvalidPlan:
+        return
+    assert found.threshold > min(corrupt, found.neighbours) or members > MAX_COMPLETE_GRAPH
+    if members <= MAX_COMPLETE_GRAPH and adversary is Adversary.SEMI_MALICIOUS:
+        assert 2 * found.threshold > members + corrupt
+    if members == roster:
+        assert found == parameters(roster, 0.1, 0.1, adversary)
+
+
+def test_fewer_members_with_the_same_colluders() -> None:
+    few = parameters_among(30, roster_size=50, corrupt_fraction=0.1, dropout_fraction=0.1)
+    assert few == (29, 18)
+    assert parameters(30, 0.1, 0.1).threshold == 17
+    for members in (2, 6):
+        with pytest.raises(InvalidPlan, match=f"{members} of 50 clients are left"):
+            parameters_among(members, roster_size=50, corrupt_fraction=0.1, dropout_fraction=0.1)

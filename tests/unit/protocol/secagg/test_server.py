@@ -147,7 +147,7 @@ def test_too_few_members_for_what_the_plan_withstands() -> None:
     world = World.of(SIZE)
     world.advertise([0, 1])
     world.fix_roster()
-    with pytest.raises(InvalidPlan, match="2 clients"):
+    with pytest.raises(InvalidPlan, match="2 of 5 clients are left"):
         world.fix_graph()
 
 
