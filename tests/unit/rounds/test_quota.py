@@ -24,9 +24,19 @@ from tests.unit.rounds.rounds import parameters
 def test_no_more_are_left_behind_than_the_graph_withstands(
     members: int, target: int, awaited: int
 ) -> None:
-    cohort = {"min_clients": 3, "target_clients": target, "wanted_clients": 80, "max_clients": 80}
-    given = parameters(**cohort, mode="sealed" if members else "open")
+    given = parameters(
+        min_clients=3,
+        target_clients=target,
+        wanted_clients=max(target, members),
+        max_clients=80,
+        mode="sealed" if members else "open",
+    )
     assert updates_awaited(given, members) == awaited
+
+
+def test_the_colluders_of_a_larger_roster_may_all_be_there() -> None:
+    cohort = {"min_clients": 3, "target_clients": 5, "wanted_clients": 40, "max_clients": 80}
+    assert updates_awaited(parameters(**cohort, mode="sealed"), 20) == 12
 
 
 def test_what_a_graph_withstands_is_the_plans() -> None:
