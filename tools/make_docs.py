@@ -25,6 +25,7 @@ from boltz_mesh.rounds.plan import example_plan
 from boltz_mesh.rounds.plan_types import (
     Cohort,
     Deadlines,
+    GroupingPlan,
     Lane,
     OptimizerPlan,
     Plan,
@@ -44,6 +45,7 @@ _PLAN_TABLES: Final[tuple[tuple[str, type], ...]] = (
     ("[budget]", Budget),
     ("[deadlines]", Deadlines),
     ("[secure_aggregation]", SecureAggregationPlan),
+    ("[grouping]", GroupingPlan),
     ("[server_optimizer]", OptimizerPlan),
     ("[[lanes]]", Lane),
 )
@@ -54,6 +56,7 @@ _TABLE_FIELDS: Final = frozenset(
         "budget",
         "deadlines",
         "secure_aggregation",
+        "grouping",
         "server_optimizer",
         "lanes",
     }

@@ -25,6 +25,17 @@ def configuration() -> m.RoundConfiguration:
     )
 
 
+def grouped_configuration() -> m.RoundConfiguration:
+    """Of a roster of 40 in four groups."""
+    return replace(
+        configuration(),
+        mode=m.RoundMode.GROUPED,
+        roster_size=40,
+        total_weight=100,
+        grouping=m.Grouping(4, 5),
+    )
+
+
 def key_advertisement() -> m.KeyAdvertisement:
     return m.KeyAdvertisement(
         round_id=samples.ROUND,

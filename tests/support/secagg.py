@@ -1,4 +1,4 @@
-"""Whole attempts of sealed rounds in memory: n clients, one server, no network.
+"""Whole attempts of sealed and grouped rounds in memory: n clients, one server, no network.
 
 A `World` keeps what the server would store and makes each notice with the server's own code; a test
 runs phases one by one and changes what it is about, or lets `run` do all with dropouts. Clients
@@ -7,7 +7,6 @@ sign with a keyed hash, since what RSA does is tested elsewhere.
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -36,6 +35,8 @@ from boltz_protocol.statement import (
 from boltz_protocol.update import EncodedDelta, chunk_count, chunk_slice
 from tests.support.secagg_parts import (
     MESH,
+    NotEnough,
+    Phase,
     certificate,
     cheap_sign,
     cheap_verify,
@@ -63,22 +64,6 @@ __all__ = [
     "session_id",
     "stream_of",
 ]
-
-
-class Phase(enum.IntEnum):
-    """After which phase a client is gone; it takes part in all before."""
-
-    NOTHING = 0
-    ADVERTISED = 1
-    REVEALED = 2
-    DEALT = 3
-    UPLOADED = 4
-    SIGNED = 5
-    RELEASED = 6
-
-
-class NotEnough(Exception):
-    """The server gave the attempt up, as it should."""
 
 
 @dataclass
@@ -231,7 +216,7 @@ class World:
     def shares_for(self, index: int) -> m.SharesNotice:
         return server.shares_notice(self.attempt, index, self.dealt)
 
-    def share(self, who: Collection[int]) -> None:
+    def share(self, who: Iterable[int]) -> None:
         for index in who:
             self.clients[index].take_shares(self.shares_for(index))
 
@@ -295,9 +280,9 @@ class World:
             holder: frozenset(share.dealer for share in released.shares)
             for holder, released in self.released.items()
         }
-        return server.enough(self.attempt, self.sharers, covered)
+        return server.enough(self.attempt, self.sharers, covered, self.survivors)
 
-    def streams_to_remove(self) -> tuple[MaskStream, ...]:
+    def streams_to_remove(self) -> dict[int, tuple[MaskStream, ...]]:
         recovered = server.recover(
             self.attempt, self.signed_deals, self.released, self.survivors, self.sharers
         )
@@ -305,27 +290,43 @@ class World:
 
     # --- sums -----------------------------------------------------------------------------------
 
-    def masked_sum(self) -> npt.NDArray[np.uint32]:
+    def masked_sum(self, group: int = 0) -> npt.NDArray[np.uint32]:
         total = np.zeros(self.configuration.coordinates, np.uint32)
-        for chunks in self.uploads.values():
-            for index, chunk in enumerate(chunks):
+        for client in self.attempt.by_group(self.survivors)[group]:
+            for index, chunk in enumerate(self.uploads[client]):
                 add_packed24(total[chunk_slice(index, total.size)], chunk)
         return total
 
-    def unmasked_sum(self, streams: Sequence[MaskStream] | None = None) -> Int32Array:
-        total = self.masked_sum()
-        for index in range(chunk_count(total.size)):
-            apply_masks(
-                total[chunk_slice(index, total.size)],
-                index,
-                self.streams_to_remove() if streams is None else streams,
-            )
-        return decode_sum(total, WIRE_MAX)
+    def unmasked_sums(
+        self, streams: Mapping[int, Sequence[MaskStream]] | None = None
+    ) -> dict[int, Int32Array]:
+        """Of each group that has survivors, opened by itself."""
+        sums = {}
+        for group, of_group in (self.streams_to_remove() if streams is None else streams).items():
+            total = self.masked_sum(group)
+            for index in range(chunk_count(total.size)):
+                apply_masks(total[chunk_slice(index, total.size)], index, of_group)
+            sums[group] = decode_sum(total, WIRE_MAX)
+        return sums
+
+    def unmasked_sum(self, streams: Mapping[int, Sequence[MaskStream]] | None = None) -> Int32Array:
+        """Over all groups."""
+        return self._added(self.unmasked_sums(streams).values())
+
+    def plain_sums(self) -> dict[int, Int32Array]:
+        groups = self.attempt.by_group(self.survivors)
+        return {
+            group: self._added(self.values[index] for index in of_group)
+            for group, of_group in groups.items()
+        }
 
     def plain_sum(self) -> Int32Array:
+        return self._added(self.plain_sums().values())
+
+    def _added(self, values: Iterable[Int32Array]) -> Int32Array:
         total = np.zeros(self.configuration.coordinates, np.int32)
-        for index in self.survivors:
-            total += self.values[index]
+        for each in values:
+            total += each
         return total
 
     # --- all of it ------------------------------------------------------------------------------
@@ -358,21 +359,44 @@ class World:
         except (InvalidPlan, MalformedMessage) as error:
             raise NotEnough(error.message) from error
         self.deal(there(Phase.DEALT, sorted(inside)))
-        for index in self.sharers:
-            self._need(len(self.sharers.intersection(attempt.holders_of(index))), attempt.threshold)
-        self.share(self.sharers)
+        able = self._able()
+        if attempt.configuration.grouping is None:
+            self._need(len(able), len(self.sharers))
+        self.share(able)
         sampler = discrete_gaussian(noise) if noise else None
-        self.upload(there(Phase.UPLOADED, self.sharers), sampler)
+        self.upload(there(Phase.UPLOADED, able), sampler)
+        self.leave_out_small_groups()
         self._need(len(self.survivors), self.configuration.min_survivors)
         self._check_graph()
-        self.show_survivors(there(Phase.SIGNED, self.sharers))
+        summed = attempt.by_group(self.survivors)
+        self.show_survivors(there(Phase.SIGNED, (i for i in able if attempt.group_of(i) in summed)))
         for index in self.seen:
             signers = self.seen.keys() & set(attempt.holders_of(index))
-            self._need(len(signers), attempt.threshold)
+            self._need(len(signers), attempt.graph_of(index).threshold)
         self.release(there(Phase.RELEASED, self.seen))
         if not self.is_enough():
             raise NotEnough("too few shares were released")
         return self.unmasked_sum()
+
+    def _able(self) -> list[int]:
+        """Sharers whose secrets can be given back: the others' clients refuse to mask."""
+        return [
+            index
+            for index in sorted(self.sharers)
+            if len(self.sharers.intersection(self.attempt.holders_of(index)))
+            >= self.attempt.graph_of(index).threshold
+        ]
+
+    def leave_out_small_groups(self) -> None:
+        """Of a grouped round, those of too few survivors are not counted."""
+        grouping = self.configuration.grouping
+        if grouping is None:
+            return
+        for group, of_group in self.attempt.by_group(self.survivors).items():
+            threshold = self.attempt.agreement.graphs[group].threshold
+            if len(of_group) < max(threshold, grouping.min_group_survivors):
+                for index in of_group:
+                    del self.uploads[index]
 
     def _need(self, found: int, wanted: int) -> None:
         if found < wanted:
@@ -380,9 +404,23 @@ class World:
 
     def _check_graph(self) -> None:
         try:
-            self.attempt.graph.check_survivors(self.survivors)
+            self.attempt.check_survivors(self.survivors)
         except RoundRefused as error:
             raise NotEnough(error.message) from error
+
+    @classmethod
+    def grouped(
+        cls,
+        size: int,
+        groups: int,
+        *,
+        min_group_survivors: int = 3,
+        min_survivors: int = 3,
+        **settings: Any,
+    ) -> World:
+        """A world of a grouped round."""
+        grouping = m.Grouping(groups, min_group_survivors)
+        return cls.of(size, min_survivors=min_survivors, grouping=grouping, **settings)
 
     def until_dealt(self) -> World:
         """Everybody is there, and has dealt."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import hashlib
 import hmac
 from collections.abc import Callable, Iterable, Sequence
@@ -19,6 +20,22 @@ from boltz_protocol.statement import RSA_PSS_SHA256, Statement, signed_bytes
 from tests.support import samples
 
 MESH = "mini"
+
+
+class Phase(enum.IntEnum):
+    """After which phase a client is gone; it takes part in all before."""
+
+    NOTHING = 0
+    ADVERTISED = 1
+    REVEALED = 2
+    DEALT = 3
+    UPLOADED = 4
+    SIGNED = 5
+    RELEASED = 6
+
+
+class NotEnough(Exception):
+    """The server gave the attempt up, as it should."""
 
 
 def client_id(index: int) -> ClientId:
@@ -82,6 +99,7 @@ def make_configuration(
     dropout_fraction: float = 0.0,
     adversary: m.Adversary = m.Adversary.SEMI_MALICIOUS,
     noise_multiplier: float = 0.0,
+    grouping: m.Grouping | None = None,
 ) -> m.RoundConfiguration:
     entries = [codec.parse_roster_entry(raw) for raw in raw_roster]
     root = weights.root(
@@ -99,7 +117,7 @@ def make_configuration(
     return replace(
         samples.configuration(),
         mesh_id=MESH,
-        mode=m.RoundMode.SEALED,
+        mode=m.RoundMode.GROUPED if grouping else m.RoundMode.SEALED,
         parameters=coordinates,
         lanes=(),
         scale=2.0**encoding.scale_log2,
@@ -112,6 +130,7 @@ def make_configuration(
         max_weight=max(e.weight for e in entries),
         min_survivors=min_survivors,
         secure_aggregation=m.SecureAggregation(corrupt_fraction, dropout_fraction, adversary),
+        grouping=grouping,
     )
 
 

@@ -92,6 +92,7 @@ def one_run(world: World) -> Run:
     attempt = Attempt(world)
     noised, agreed = attempt.run()
     staying = attempt.peers[world.dropouts :]
+    graph = agreed.graph_of(staying[0].entry.index)
     noise = np.zeros(world.params, np.int64)
     for peer in staying:
         for chunk, key in enumerate(peer.noise_keys):
@@ -106,8 +107,8 @@ def one_run(world: World) -> Run:
         server_wall=dict(attempt.server.wall),
         client_cpu_s=statistics.median(sum(peer.watch.cpu.values()) for peer in staying),
         bytes_up=statistics.median(peer.bytes_up for peer in staying),
-        neighbours=len(agreed.graph.neighbours(staying[0].entry.index)),
-        threshold=agreed.threshold,
+        neighbours=len(graph.neighbours(staying[0].entry.index)),
+        threshold=graph.threshold,
         is_exact=bool(np.array_equal(added, noise)),
         variance=float(np.mean(np.square(added, dtype=np.float64))),
     )

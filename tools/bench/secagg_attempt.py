@@ -111,7 +111,7 @@ class Attempt:
         with self.server.step("Shamir"):
             recovered = server.recover(attempt, dealt, released, survivors, sharers)
         with self.server.step("mask keys"):
-            streams = server.mask_streams_to_remove(attempt, recovered, survivors, sharers)
+            streams = server.mask_streams_to_remove(attempt, recovered, survivors, sharers)[0]
         return self._fold(received, streams), attempt
 
     def _agree(self) -> tuple[server.Attempt, dict[int, Statement]]:
@@ -285,7 +285,7 @@ class Attempt:
     ) -> dict[int, m.SharesReleased]:
         seen: dict[int, Statement] = {}
         with self.server.step("survivors and releases"):
-            attempt.graph.check_survivors(survivors)
+            attempt.check_survivors(survivors)
             payload = server.survivors_payload(attempt, survivors)
             self.world.sign(m.SURVIVORS, codec_sealed.encode_survivors(payload))
         for index in sorted(survivors):
@@ -315,7 +315,7 @@ class Attempt:
                 )
             released[index] = shares
         with self.server.step("survivors and releases"):
-            assert server.enough(attempt, dealt.keys(), covered)
+            assert server.enough(attempt, dealt.keys(), covered, survivors)
         return released
 
     def _fold(self, received: dict[int, Received], streams: Sequence[MaskStream]) -> Int32Array:

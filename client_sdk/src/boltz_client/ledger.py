@@ -29,8 +29,8 @@ from boltz_protocol import messages as m
 from boltz_protocol.encoding import Encoding
 from boltz_protocol.errors import ConfigurationError, MeshError, StateConflict
 from boltz_protocol.ids import ModelId, RoundId
-from boltz_protocol.noise_share import effective_noise_multiplier, share_variance
-from boltz_protocol.secagg.graph import colluders
+from boltz_protocol.noise_share import effective_noise_multiplier
+from boltz_protocol.sealing import round_share_variance
 
 LEDGER_NAME: Final = "ledger.jsonl"
 #: The words of the mesh's ledger (`GetPrivacyBudget`), so that the two can be laid side by side.
@@ -106,16 +106,14 @@ def release_of(configuration: m.RoundConfiguration, encoding: Encoding, at_ms: i
     """
     noise_multiplier = configuration.noise_multiplier
     mechanism = "discrete-gaussian"
-    asked = configuration.secure_aggregation
-    if asked is not None and noise_multiplier > 0:
+    if configuration.secure_aggregation is not None and noise_multiplier > 0:
         mechanism = "distributed-discrete-gaussian"
-        corrupt = colluders(configuration.roster_size, asked.corrupt_fraction)
-        least = configuration.min_survivors
-        variance = share_variance(encoding, least_survivors=least, colluders=corrupt)
+        variance = round_share_variance(configuration, encoding)
         noise_multiplier = effective_noise_multiplier(
             noise_multiplier,
             share_sigma=math.sqrt(variance),
-            contributors=least - corrupt,
+            # Exact: so many shares, of the fewest survivors that do not collude, make the noise.
+            contributors=int(encoding.sigma_squared / variance),
             coordinates=configuration.coordinates,
         )
     return LedgerEvent(

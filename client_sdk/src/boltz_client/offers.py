@@ -88,7 +88,7 @@ def check_offer(
         SignatureInvalid, MalformedMessage, LimitExceeded, NotFinite: not what it claims to be.
         WeightRefused: the roster proof does not hold.
         RoundClosed: the deadline is over.
-        RoundRefused: another mesh, model or session, an unknown protocol or mode, numbers that do
+        RoundRefused: another mesh, model or session, an unknown protocol, numbers that do
             not agree, noise that cannot be shared, or the owner's limits.
     """
     payload = keys.verify(offer.configuration, m.ROUND_CONFIGURATION, now_ms)
@@ -101,10 +101,6 @@ def check_offer(
         raise RoundRefused(
             f"the round speaks protocol version {configuration.protocol_version}; "
             f"this client speaks {m.PROTOCOL_VERSION}"
-        )
-    if configuration.mode not in (m.RoundMode.OPEN, m.RoundMode.SEALED):
-        raise RoundRefused(
-            f"this version of the client does not run {configuration.mode.name.lower()} rounds"
         )
     if now_ms >= configuration.deadline_ms:
         raise RoundClosed("the round's deadline is over")

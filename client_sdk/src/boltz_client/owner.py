@@ -38,11 +38,12 @@ class OwnerLimits:
 
     Attributes:
         modes: what the server may see of the delta.
-        smallest_cohort: fewest survivors with which the round may go on.
+        smallest_cohort: fewest survivors whose sum the mesh may learn: those of the round, or in a
+            grouped round those of this client's group.
         least_noise_multiplier: standard deviation of the noise over the sensitivity; 0 accepts
             rounds without noise.
         largest_weight_share: this client's weight over the total of the roster (and, in a sealed
-            round, of the survivors), above 0, at most 1.
+            round, of the survivors; in a grouped one, of those of its group), above 0, at most 1.
         largest_clip_norm: L2 bound of a delta; a larger one lets more of the data show.
         largest_attempt: attempts of one round that may release something about this client's data.
         epsilon_budget: most that may be spent on one model in the client's own ledger, at `delta`;
@@ -52,7 +53,7 @@ class OwnerLimits:
             clients, got from their holders and not from the mesh, whose authority could invent
             clients.
         least_known_peers: how many of them must be neighbours of this client and survive. Above 0
-            only sealed rounds are taken: in others nobody is shown.
+            no open rounds are taken: in those nobody is shown.
         models: patterns of model ids, such as "volatility-*" (`*`, `?`, `[...]`).
 
     Raises: ConfigurationError for limits that make no sense.
@@ -106,7 +107,7 @@ class OwnerLimits:
 
     @property
     def floors(self) -> Floors:
-        """What is asked of the members and the survivors of a sealed round."""
+        """What is asked of the members and the survivors of a sealed round, or of a group."""
         return Floors(
             least_survivors=self.smallest_cohort,
             largest_weight_share=self.largest_weight_share,
@@ -132,9 +133,13 @@ class OwnerLimits:
                 f"{self.largest_attempt}",
                 limit="largest_attempt",
             )
-        if configuration.min_survivors < self.smallest_cohort:
+        # In a grouped round a client is in the sum of its own group.
+        grouping = configuration.grouping
+        least = configuration.min_survivors if grouping is None else grouping.min_group_survivors
+        if least < self.smallest_cohort:
+            where = "" if grouping is None else "a group of "
             raise RoundRefused(
-                f"the round may end with {configuration.min_survivors} clients; "
+                f"{where}the round may end with {least} clients; "
                 f"the owner wants at least {self.smallest_cohort}",
                 limit="smallest_cohort",
             )
@@ -180,7 +185,7 @@ class OwnerLimits:
                 f"the round's mode is {mode.name.lower()}; the owner allows {allowed}",
                 limit="modes",
             )
-        if self.least_known_peers > 0 and mode is not RoundMode.SEALED:
+        if self.least_known_peers > 0 and mode is RoundMode.OPEN:
             raise RoundRefused(
                 f"a round of mode {mode.name.lower()} shows no peers; the owner wants to know "
                 f"{self.least_known_peers} of them",

@@ -379,7 +379,7 @@ class Participation:
         if await round.find_sealed(self._host):
             return p.Accepted(round.key, sealed=True)
         round.accepted = await self._host.accept(round.offer, self._model_id)
-        if round.configuration.mode is m.RoundMode.SEALED:
+        if round.configuration.mode is not m.RoundMode.OPEN:
             round.part = take_part(self._host, round.accepted)
             # Before training: the others wait for it.
             self._send(await round.part.advertise())

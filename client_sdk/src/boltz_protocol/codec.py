@@ -185,6 +185,11 @@ def encode_round_configuration(configuration: m.RoundConfiguration) -> bytes:
             secure_aggregation=None
             if c.secure_aggregation is None
             else secure_aggregation_to_proto(c.secure_aggregation),
+            grouping=None
+            if c.grouping is None
+            else aggregator_pb2.Grouping(
+                groups=c.grouping.groups, min_group_survivors=c.grouping.min_group_survivors
+            ),
         )
     )
 
@@ -236,6 +241,9 @@ def parse_round_configuration(payload: bytes) -> m.RoundConfiguration:
         protocol_version=message.protocol_version,
         secure_aggregation=secure_aggregation_from_proto(message.secure_aggregation)
         if message.HasField("secure_aggregation")
+        else None,
+        grouping=m.Grouping(message.grouping.groups, message.grouping.min_group_survivors)
+        if message.HasField("grouping")
         else None,
     )
 

@@ -105,6 +105,10 @@ MAX_ROUNDING_DRAWS: Final = 64
 MAX_COMPLETE_GRAPH: Final = 50
 #: Fewest survivors of a sealed round. Of two, each learns the other's update by taking its own off.
 MIN_SEALED_COHORT: Final = 3
+#: Members of the smallest group of a grouped round. Of fewer than five hardly one may leave before
+#: too few are left to hide among, and a group is drawn: nobody picks whom it is with.
+MIN_GROUP: Final = 5
+MAX_GROUPS: Final = MAX_ROSTER // MIN_GROUP
 #: Neighbours of one client in the graph of secure aggregation, and so holders of its shares. What a
 #: client is told of one neighbour (a certificate chain, two statements signed with RSA) is about
 #: 5 kB, and all of them must fit one message. Far above what the dimensioning asks for at fractions
@@ -221,6 +225,8 @@ assert 2 * MAX_PHASE_MS <= SERVER_KEY_LIFETIME_MS
 assert MAX_ROSTER * MAX_WEIGHT < 1 << 32
 assert MAX_ROSTER % 8 == 0
 assert MAX_COMPLETE_GRAPH <= MAX_NEIGHBOURS
+# Groups that differ in size by one fit between the two for any number of members that two take.
+assert MIN_SEALED_COHORT <= MIN_GROUP < MAX_COMPLETE_GRAPH // 2
 # A KeyRoster (a digest and a commitment a member) is one statement, and with leaf hashes and
 # weights one message; so is all that a client is told of its neighbours, at 7 kB each.
 assert 2 * SECRET_BYTES * MAX_ROSTER + 2 * MAX_BITMAP_BYTES < MAX_STATEMENT_BYTES

@@ -61,6 +61,7 @@ from boltz_protocol.messages_sealed import (
     Adversary,
     DealtShare,
     DealtShares,
+    Grouping,
     KeyAdvertisement,
     KeyRoster,
     KeyRosterNotice,
@@ -102,6 +103,7 @@ __all__ = [
     "DealtShares",
     "Dtype",
     "EncryptionKey",
+    "Grouping",
     "HyperValue",
     "KeyAdvertisement",
     "KeyRoster",
@@ -213,7 +215,9 @@ class RoundConfiguration:
         bound_l2: largest L2 norm of an encoded update, in integer units.
         noise_multiplier: standard deviation of the noise over the sensitivity of the sum.
         hyperparameters: for the client's trainer, by name; finite numbers, texts, booleans.
+        min_survivors: in all groups together.
         secure_aggregation: given in every mode but OPEN.
+        grouping: given in GROUPED alone.
     """
 
     mesh_id: str
@@ -247,6 +251,7 @@ class RoundConfiguration:
     chunk_coordinates: int = limits.CHUNK_PARAMETERS
     protocol_version: int = PROTOCOL_VERSION
     secure_aggregation: SecureAggregation | None = None
+    grouping: Grouping | None = None
 
     def __post_init__(self) -> None:
         ids.parse_name("mesh_id", self.mesh_id)
@@ -281,6 +286,7 @@ class RoundConfiguration:
                 f"secure_aggregation does not go with mode {self.mode.name}",
                 field="secure_aggregation",
             )
+        self._check_groups()
 
     def _check_numbers(self) -> None:
         check_positive("clip_norm", self.clip_norm)
@@ -312,6 +318,22 @@ class RoundConfiguration:
         check_range("total_weight", self.total_weight, lowest, highest)
         check_range("min_survivors", self.min_survivors, 1, self.roster_size)
 
+    def _check_groups(self) -> None:
+        if (self.grouping is not None) != (self.mode is RoundMode.GROUPED):
+            raise MalformedMessage(
+                f"grouping does not go with mode {self.mode.name}", field="grouping"
+            )
+        if self.grouping is None:
+            return
+        groups = self.grouping.groups
+        least, most = groups * limits.MIN_GROUP, groups * limits.MAX_COMPLETE_GRAPH
+        if not least <= self.roster_size <= most:
+            raise MalformedMessage(
+                f"a roster of {self.roster_size} for {groups} groups; {least} to {most} make "
+                f"groups of {limits.MIN_GROUP} to {limits.MAX_COMPLETE_GRAPH}",
+                field="grouping",
+            )
+
     @property
     def coordinates(self) -> int:
         """Parameters and lanes."""
@@ -338,7 +360,11 @@ def check_hyperparameters(values: Mapping[str, HyperValue]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class RosterEntry:
-    """One client's place in a round; its serialised bytes are hashed into the roster tree."""
+    """One client's place in a round; its serialised bytes are hashed into the roster tree.
+
+    Attributes:
+        group_id: 0; reserved, since the groups of a round are drawn in the attempt.
+    """
 
     index: int
     client_id: ids.ClientId

@@ -29,6 +29,7 @@ __all__ = [
     "Adversary",
     "DealtShare",
     "DealtShares",
+    "Grouping",
     "KeyAdvertisement",
     "KeyRoster",
     "KeyRosterNotice",
@@ -132,6 +133,23 @@ class SecureAggregation:
                 raise NotFinite(f"{name} is not a finite number", field=name)
             if not 0.0 <= value < 1.0:
                 raise MalformedMessage(f"{name} is {value}, not 0 to below 1", field=name)
+
+
+@dataclass(frozen=True, slots=True)
+class Grouping:
+    """How the members of a grouped round are cut into groups; `secagg.groups` draws them.
+
+    Attributes:
+        min_group_survivors: fewest survivors of a group whose sum counts.
+    """
+
+    groups: int
+    min_group_survivors: int
+
+    def __post_init__(self) -> None:
+        check_range("groups", self.groups, 2, limits.MAX_GROUPS)
+        least, most = limits.MIN_SEALED_COHORT, limits.MAX_COMPLETE_GRAPH
+        check_range("min_group_survivors", self.min_group_survivors, least, most)
 
 
 # --- keys ---------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from boltz_protocol.ids import ClientId, KeyId, SessionId
 from boltz_protocol.messages import RoundConfiguration
 from boltz_protocol.noise_share import share_variance
 from boltz_protocol.secagg.graph import colluders
+from boltz_protocol.secagg.groups import colluders_of_group
 
 
 def update_context(
@@ -68,17 +69,25 @@ def round_encoding(configuration: RoundConfiguration) -> Encoding:
 
 
 def round_share_variance(configuration: RoundConfiguration, encoding: Encoding) -> Fraction:
-    """Variance of the noise that each client of a sealed round adds, in squared ring units.
+    """Variance of the noise that each client of a sealed or grouped round adds, in squared ring
+    units. In a grouped round each group's sum carries the full noise, whoever is in it.
 
     Args:
         encoding: of `configuration`.
 
-    Raises: InvalidPlan where the roster's colluders could leave no noise, or too little to draw.
+    Raises: InvalidPlan where the colluders of a sum could leave no noise, or too little to draw.
     """
-    settings = configuration.secure_aggregation
+    settings, grouping = configuration.secure_aggregation, configuration.grouping
     assert settings is not None, "in an open round the mesh adds the noise"
+    size, corrupt = configuration.roster_size, settings.corrupt_fraction
+    if grouping is None:
+        return share_variance(
+            encoding,
+            least_survivors=configuration.min_survivors,
+            colluders=colluders(size, corrupt),
+        )
     return share_variance(
         encoding,
-        least_survivors=configuration.min_survivors,
-        colluders=colluders(configuration.roster_size, settings.corrupt_fraction),
+        least_survivors=grouping.min_group_survivors,
+        colluders=colluders_of_group(size, grouping.groups, corrupt),
     )

@@ -83,7 +83,8 @@ async def read_candidates(connection: Connection, model_id: ModelId, plan: Plan)
 def parameters_of(found: Round, plan: Plan) -> RoundParameters:
     """What a round is fixed to when it starts."""
     cohort, deadlines = plan.cohort, plan.deadlines
-    settings = plan.sealing if plan.mode == "sealed" else SecureAggregationPlan()
+    settings = plan.sealing if plan.is_masked else SecureAggregationPlan()
+    grouping = plan.grouping
     return RoundParameters(
         round_id=found.round_id,
         model_id=found.model_id,
@@ -107,4 +108,6 @@ def parameters_of(found: Round, plan: Plan) -> RoundParameters:
         corrupt_fraction=settings.corrupt_fraction,
         dropout_fraction=settings.dropout_fraction,
         adversary=Adversary(settings.adversary),
+        groups=0 if grouping is None else grouping.count,
+        min_group_survivors=0 if grouping is None else grouping.min_survivors,
     )

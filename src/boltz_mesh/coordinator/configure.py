@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Final
 
 from boltz_mesh.privacy.mechanisms import PrivacyEvent
 from boltz_mesh.rounds.plan import Plan
@@ -29,6 +30,12 @@ from boltz_protocol.statement import Statement, digest
 
 #: Signs a payload of a type as the mesh.
 Sign = Callable[[str, bytes], Statement]
+
+_MODES: Final[Mapping[str, m.RoundMode]] = {
+    "open": m.RoundMode.OPEN,
+    "sealed": m.RoundMode.SEALED,
+    "grouped": m.RoundMode.GROUPED,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +127,7 @@ def fix_roster(
         round_id=round_id,
         attempt=parameters.attempt,
         model_id=base.model_id,
-        mode=m.RoundMode.SEALED if parameters.is_sealed else m.RoundMode.OPEN,
+        mode=_MODES[parameters.mode],
         base_version=base.version,
         model_sha256=base.weights.digest,
         parameters=plan.parameters,
@@ -144,6 +151,7 @@ def fix_roster(
         optimizer_state_sha256=b"" if base.optimizer is None else base.optimizer.digest,
         created_at_ms=now_ms,
         secure_aggregation=_secure_aggregation(plan) if parameters.is_sealed else None,
+        grouping=_grouping(parameters) if parameters.is_grouped else None,
     )
     terms = release_terms(plan, encoding)
     statement = sign(m.ROUND_CONFIGURATION, codec.encode_round_configuration(configuration))
@@ -177,6 +185,10 @@ def _secure_aggregation(plan: Plan) -> m.SecureAggregation:
     return m.SecureAggregation(
         settings.corrupt_fraction, settings.dropout_fraction, Adversary(settings.adversary)
     )
+
+
+def _grouping(parameters: RoundParameters) -> m.Grouping:
+    return m.Grouping(parameters.groups, parameters.min_group_survivors)
 
 
 def key_needed_until_ms(parameters: RoundParameters, now_ms: int) -> int:

@@ -2,11 +2,13 @@
 
 For each chunk of coordinates a thread adds up that chunk of every survivor's update, takes off what
 is left of their masks (sealed rounds), and adds noise (open rounds; in a sealed round it came in
-shares with the updates). Chunks are written in order into one encrypted file of int32. So memory
-holds a few chunks, whatever the number of clients and parameters, and an un-noised sum of a chunk,
-which only an open round has, lives in one call in a thread.
+shares with the updates). In a grouped round it does so for each group, whose masks and noise are
+its own, and adds up the groups' noised sums once each has passed the range check. Chunks are
+written in order into one encrypted file of int32. So memory holds a few chunks, whatever the number
+of clients and parameters, and an un-noised sum of a chunk, which only an open round has, lives in
+one call in a thread.
 
-The sum is exact in Z_2^24 and does not depend on the order; the noise (Canonne, Kamath and Steinke
+Each sum is exact in Z_2^24 and does not depend on the order; the noise (Canonne, Kamath and Steinke
 2020) is drawn from a fresh stream for each chunk and never kept. A fold that is repeated after a
 crash draws new noise; the round charges one of them only, and the other is never read.
 """
@@ -16,7 +18,7 @@ from __future__ import annotations
 import contextlib
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Final
@@ -73,12 +75,14 @@ class StoredUpdate:
         blob_digest: of the ciphertext.
         opener: for its chunks; holds the key.
         weight: as committed.
+        group: place of the client's group in a grouped round; 0 in others.
     """
 
     client_id: str
     blob_digest: bytes
     opener: Opener = field(repr=False)
     weight: int
+    group: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,16 +113,17 @@ class Folder:
         self,
         updates: Sequence[StoredUpdate],
         configuration: RoundConfiguration,
-        masks: Sequence[MaskStream],
+        masks: Mapping[int, Sequence[MaskStream]],
         cancelled: threading.Event,
     ) -> NoisedSum:
         """Sum, noise, range check. Blocks; call it from a thread that is not of `executor`.
 
         Args:
-            masks: what takes the masks off the sum of a sealed round, whose noise is in it already.
+            masks: by group, what takes the masks off the sum of a sealed or grouped round, whose
+                noise is in it already.
 
         Raises:
-            AggregateOutOfRange: the noised sum cannot come from clipped updates and this noise.
+            AggregateOutOfRange: a noised sum cannot come from clipped updates and this noise.
             FoldCancelled: `cancelled` was set.
             NotFound, DecryptionFailed, MalformedMessage: a stored update is gone or damaged.
         """
@@ -131,13 +136,28 @@ class Folder:
         )
         lanes = np.empty(len(configuration.lanes), np.int64)
         norm_squared = 0
+        groups = _by_group(updates)
 
         def one_chunk(index: int) -> Int32Array:
             if cancelled.is_set():
                 raise FoldCancelled
-            accumulator = _added_up(self.blobs, updates, index, coordinates)
-            apply_masks(accumulator, index, masks)
-            return _noised(accumulator, noise)
+            total: Int32Array | None = None
+            counted = 0
+            for group, members in groups.items():
+                accumulator = _added_up(self.blobs, members, index, coordinates)
+                apply_masks(accumulator, index, masks.get(group, ()))
+                chunk = _noised(accumulator, noise)
+                _check_coordinates(chunk, encoding, len(members))
+                counted += len(members)
+                if total is None:
+                    total = chunk
+                    continue
+                # Two numbers of 24 bits. The encoding leaves room for the sum and the noise of the
+                # whole roster, so that the total, too, stays within them.
+                np.add(total, chunk, out=total)
+                _check_coordinates(total, encoding, counted)
+            assert total is not None, "an aggregate has survivors"
+            return total
 
         with (
             contextlib.closing(
@@ -148,7 +168,6 @@ class Folder:
             ) as writer,
         ):
             for index, chunk in enumerate(chunks):
-                _check_coordinates(chunk, encoding, len(updates))
                 norm_squared += norm_squared24(chunk)
                 _keep_lanes(lanes, chunk, chunk_slice(index, coordinates), configuration)
                 writer.write(chunk.astype("<i4", copy=False).data.cast("B"))
@@ -166,6 +185,14 @@ class Folder:
             total_weight=total_weight,
             metrics=_metrics(lanes, configuration, total_weight),
         )
+
+
+def _by_group(updates: Sequence[StoredUpdate]) -> dict[int, list[StoredUpdate]]:
+    """The updates of each sum: in a grouped round one a group, of those that have survivors."""
+    groups: dict[int, list[StoredUpdate]] = {}
+    for update in updates:
+        groups.setdefault(update.group, []).append(update)
+    return groups
 
 
 def _added_up(
@@ -207,9 +234,10 @@ def _check_coordinates(chunk: Int32Array, encoding: Encoding, survivors: int) ->
 
 def _noise_sigma(configuration: RoundConfiguration, encoding: Encoding, survivors: int) -> float:
     """Standard deviation of the noise on a coordinate of the sum, in ring units."""
-    if configuration.secure_aggregation is None:
+    if configuration.secure_aggregation is None or encoding.noise_multiplier == 0:
         return math.sqrt(encoding.sigma_squared)
-    # Every survivor added a share; more survivors than the fewest allowed make more noise.
+    # Every survivor added a share; more survivors than the fewest allowed make more noise, and so
+    # do more groups.
     return math.sqrt(survivors * round_share_variance(configuration, encoding))
 
 

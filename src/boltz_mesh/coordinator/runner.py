@@ -32,7 +32,7 @@ from boltz_mesh.coordinator.configure import key_needed_until_ms
 from boltz_mesh.coordinator.draw import draw_roster
 from boltz_mesh.coordinator.parts import Parts
 from boltz_mesh.coordinator.record import Position, Turn
-from boltz_mesh.coordinator.sealed import enough_released, objection, sign_what_is_fixed
+from boltz_mesh.coordinator.sealed import Verdict, enough_released, judge, sign_what_is_fixed
 from boltz_mesh.coordinator.trace import RoundTrace
 from boltz_mesh.coordinator.work import Outcome, Work
 from boltz_mesh.rounds.effect import (
@@ -225,10 +225,13 @@ class RoundRunner:
             assert state is not None
             before = self._position.state
             await sign_what_is_fixed(connection, found, before, state, self._parts)
-            if reason := await objection(connection, found, before, state, self._parts):
+            verdict = await judge(connection, found, before, state, self._parts)
+            if verdict.objection:
                 # First, so that the round ends where it stands, before anybody is charged.
-                abort = AbortRequested(at_ms=now_ms, by=BY_COORDINATOR, reason=reason)
+                abort = AbortRequested(at_ms=now_ms, by=BY_COORDINATOR, reason=verdict.objection)
                 events.insert(0, abort)
+            events.extend(verdict.events(now_ms))
+            if verdict != Verdict():
                 state, _ = record.advance(before, events)
                 assert state is not None
             settled = await settle(connection, state, outcome, self._parts, now_ms)

@@ -1,15 +1,20 @@
-"""What a sealed round's coordinator does beside stepping: it signs what a step fixes, and finds out
-whether enough shares are there.
+"""What a sealed or grouped round's coordinator does beside stepping: it signs what a step fixes,
+draws the groups, and finds out whether enough shares are there.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from boltz_mesh.coordinator.parts import Parts
+from boltz_mesh.rounds.event import GroupsDrawn
 from boltz_mesh.rounds.state import (
     AbortReason,
     AdvertisingKeys,
     CheckingConsistency,
     Collecting,
+    Group,
+    Groups,
     RevealingNonces,
     RoundState,
     SharingKeys,
@@ -30,6 +35,23 @@ from boltz_protocol import messages_sealed as ms
 from boltz_protocol.errors import InvalidPlan, MalformedMessage, RoundRefused
 from boltz_protocol.secagg.server import enough, key_roster, survivors_payload
 from boltz_protocol.statement import Statement
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the graph says to a step.
+
+    Attributes:
+        objection: why the round must not move as its rules let it, or nothing.
+        groups: drawn by this step; () where there is nothing to draw.
+    """
+
+    objection: str = ""
+    groups: Groups = ()
+
+    def events(self, at_ms: int) -> tuple[GroupsDrawn, ...]:
+        """What the round machine is told at the end of the step."""
+        return (GroupsDrawn(at_ms=at_ms, groups=self.groups),) if self.groups else ()
 
 
 async def sign_what_is_fixed(
@@ -55,14 +77,14 @@ async def sign_what_is_fixed(
             await _sign_survivors(connection, found, after, parts)
 
 
-async def objection(
+async def judge(
     connection: Connection,
     found: rounds.Round,
     before: RoundState | None,
     after: RoundState,
     parts: Parts,
-) -> str:
-    """Why a round must not move as its rules let it, or nothing.
+) -> Verdict:
+    """Hold a step against the graph, which is drawn by the step into SHARING_KEYS.
 
     The round machine counts clients; the graph asks for more. What it cannot give is found out here
     before anybody deals, signs or is charged in vain.
@@ -74,23 +96,37 @@ async def objection(
         case ((AdvertisingKeys() | RevealingNonces()), SharingKeys(graph_members=members)):
             try:
                 # Not kept: the transaction may be made again, with more members.
-                await read_attempt(connection, found, members)
+                shared = await read_attempt(connection, found, members)
             except (InvalidPlan, MalformedMessage) as error:
-                return f"{AbortReason.TOO_FEW_KEYS}: {error.message}"
+                return Verdict(f"{AbortReason.TOO_FEW_KEYS}: {error.message}")
+            if after.parameters.is_grouped:
+                return Verdict(groups=_groups_of(shared))
         case Collecting(), CheckingConsistency():
             shared = await parts.attempts.shared(connection, found, after.graph_members)
             try:
                 # Every client holds the survivors against this, and signs nothing else.
-                shared.attempt.graph.check_survivors(shared.positions(after.survivors))
+                shared.attempt.check_survivors(shared.positions(after.survivors))
             except RoundRefused as error:
-                return f"{AbortReason.TOO_FEW_UPDATES}: {error.message}"
+                return Verdict(f"{AbortReason.TOO_FEW_UPDATES}: {error.message}")
         case CheckingConsistency(), Unmasking():
             shared = await parts.attempts.shared(connection, found, after.graph_members)
             signed = await _signers(connection, found)
-            left = shared.positions(set(after.sharers) - after.dropped.keys())
-            if not _can_open(shared, shared.positions(after.sharers), left, signed):
-                return f"{AbortReason.TOO_FEW_SIGNATURES}: the shares would not open the sum"
-    return ""
+            if not _can_open(shared, after, signed):
+                return Verdict(
+                    f"{AbortReason.TOO_FEW_SIGNATURES}: the shares would not open the sum"
+                )
+    return Verdict()
+
+
+def _groups_of(shared: SharedAttempt) -> Groups:
+    entries = shared.attempt.entries
+    return tuple(
+        Group(
+            clients=tuple(entries[position].client_id for position in graph.members),
+            threshold=graph.threshold,
+        )
+        for graph in shared.attempt.agreement.graphs
+    )
 
 
 async def _signers(connection: Connection, found: rounds.Round) -> frozenset[int]:
@@ -100,26 +136,32 @@ async def _signers(connection: Connection, found: rounds.Round) -> frozenset[int
     return frozenset(row.position for row in rows)
 
 
-def _can_open(
-    shared: SharedAttempt, sharers: frozenset[int], left: frozenset[int], signed: frozenset[int]
-) -> bool:
+def _can_open(shared: SharedAttempt, state: Unmasking, signed: frozenset[int]) -> bool:
     """Whether those who are left, and are shown enough signatures, hold enough shares."""
     attempt = shared.attempt
+    sharers = shared.positions(state.sharers)
+    left = shared.positions(set(state.sharers) - state.dropped.keys())
     willing = {
         holder: frozenset(attempt.dealers_of(holder)) & sharers
         for holder in left & signed
-        if len(signed.intersection(attempt.holders_of(holder))) >= attempt.threshold
+        if len(signed.intersection(attempt.holders_of(holder)))
+        >= attempt.graph_of(holder).threshold
     }
-    return enough(attempt, sharers, willing)
+    return enough(attempt, sharers, willing, shared.positions(state.survivors))
 
 
 async def enough_released(
     connection: Connection, found: rounds.Round, state: Unmasking, attempts: Attempts
 ) -> bool:
-    """Whether every secret that the sum needs can be reconstructed from what was released."""
+    """Whether every secret that the sums need can be reconstructed from what was released."""
     shared = await attempts.shared(connection, found, state.graph_members)
     covered = await round_messages.list_covered(connection, found.round_id, found.attempt)
-    return enough(shared.attempt, shared.positions(state.sharers), covered)
+    return enough(
+        shared.attempt,
+        shared.positions(state.sharers),
+        covered,
+        shared.positions(state.survivors),
+    )
 
 
 async def _sign_key_roster(

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
 from boltz_mesh.coordinator.fold import AggregateOutOfRange, Folder, NoisedSum, StoredUpdate
@@ -51,6 +51,8 @@ T = TypeVar("T")
 
 #: What a stored file that is gone or damaged raises: to try again would not help.
 _DAMAGED: Final = (NotFound, DecryptionFailed, DigestMismatch, MalformedMessage, UnknownKey)
+#: Group -> what takes the masks off its sum.
+Masks = Mapping[int, Sequence[MaskStream]]
 #: Content keys unwrapped at the same time: 2 ms of CPU each.
 _UNWRAPPED_AT_ONCE: Final = 4
 
@@ -122,7 +124,8 @@ class Work:
                 config_digest,
                 weights,
             )
-            masks = await self._masks_in_sum(found, state)
+            groups, masks = await self._masks_in_sums(found, state)
+            opened = [replace(row, group=groups.get(row.client_id, 0)) for row in opened]
             noised = await self._in_thread(
                 lambda: folder.fold(opened, configuration, masks, self._cancelled)
             )
@@ -136,17 +139,18 @@ class Work:
             return Failed("DEALER_BLAMED: a client dealt shares of something else than its secrets")
         return Folded(noised)
 
-    async def _masks_in_sum(
+    async def _masks_in_sums(
         self, found: rounds.Round, state: Aggregating
-    ) -> tuple[MaskStream, ...]:
-        """What is left of the clients' masks in the survivors' sum; nothing in an open round.
+    ) -> tuple[dict[str, int], Masks]:
+        """The survivors' groups, and by group what is left of the clients' masks in their sum;
+        nothing in an open round.
 
         The secrets live in this call and in the streams, and are never kept.
 
         Raises: DealerBlamed.
         """
         if not state.parameters.is_sealed:
-            return ()
+            return {}, {}
         attempts, keyring = self._parts.attempts, self._parts.keyring
 
         async def body(
@@ -157,14 +161,18 @@ class Work:
             return shared, dealt, await read_released(connection, found, keyring)
 
         shared, dealt, released = await self._parts.database.read("read_shares", body)
+        attempt = shared.attempt
         survivors = shared.positions(state.survivors)
         sharers = shared.positions(state.sharers)
+        groups: dict[str, int] = {
+            attempt.entries[index].client_id: attempt.group_of(index) for index in survivors
+        }
 
-        def recovered() -> tuple[MaskStream, ...]:
-            secrets = recover(shared.attempt, dealt, released, survivors, sharers)
-            return mask_streams_to_remove(shared.attempt, secrets, survivors, sharers)
+        def recovered() -> Masks:
+            secrets = recover(attempt, dealt, released, survivors, sharers)
+            return mask_streams_to_remove(attempt, secrets, survivors, sharers)
 
-        return await self._in_thread(recovered)
+        return groups, await self._in_thread(recovered)
 
     async def _report_dealers(
         self, found: rounds.Round, entries: Sequence[roster.RosterEntry], error: DealerBlamed

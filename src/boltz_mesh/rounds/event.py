@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
-from boltz_mesh.rounds.state import RoundParameters
+from boltz_mesh.rounds.state import Groups, RoundParameters
 
 
 class _Event(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
@@ -50,9 +50,18 @@ class KeysAdvertised(_Event, frozen=True, kw_only=True):
 
 
 class NoncesRevealed(_Event, frozen=True, kw_only=True):
-    """Nonces that fit their commitments, durable (sealed rounds with a sparse graph)."""
+    """Nonces that fit their commitments, durable (grouped rounds, and a sparse graph)."""
 
     clients: frozenset[str]
+
+
+class GroupsDrawn(_Event, frozen=True, kw_only=True):
+    """The revealed nonces cut the graph members into groups (grouped rounds).
+
+    It belongs to the transaction that enters SHARING_KEYS: nobody is asked for shares before.
+    """
+
+    groups: Groups
 
 
 class SharesDealt(_Event, frozen=True, kw_only=True):
@@ -151,6 +160,7 @@ Event = (
     | RosterFixed
     | KeysAdvertised
     | NoncesRevealed
+    | GroupsDrawn
     | SharesDealt
     | UpdatesStored
     | SurvivorsSigned

@@ -18,6 +18,7 @@ from boltz_mesh.rounds.event import (
     SurvivorsSigned,
     UpdatesStored,
 )
+from boltz_mesh.rounds.groups import left_out
 from boltz_mesh.rounds.state import (
     Aborted,
     AdvertisingKeys,
@@ -65,11 +66,8 @@ def is_late(state: RoundState, event: Event) -> bool:
             ),
             UpdatesStored(clients=clients),
         ):
-            # The same fact again. A new one would be a receipt that does not count: a defect,
-            # but in a round without a result, where nothing counts.
-            assert isinstance(state, Aborted) or clients <= frozenset(state.survivors), (
-                "a receipt after the survivors were frozen"
-            )
+            # The same fact again. A new one would be a receipt that does not count: a defect.
+            assert _may_have_receipts(state, clients), "a receipt after the survivors were frozen"
             return True
         case _, (
             KeysAdvertised()
@@ -80,6 +78,22 @@ def is_late(state: RoundState, event: Event) -> bool:
         ):
             return state.parameters.is_sealed and _is_late_answer(state, event)
     return False
+
+
+def _may_have_receipts(
+    state: CheckingConsistency | Unmasking | Aggregating | Releasing | Published | Aborted,
+    clients: frozenset[str],
+) -> bool:
+    """Survivors have receipts; in a grouped round, so may the clients of groups left out."""
+    match state:
+        case Aborted():
+            # Without a result nothing counts.
+            return True
+        case Releasing() | Published():
+            # The groups are known no more.
+            return state.parameters.is_grouped or clients <= frozenset(state.survivors)
+        case _:
+            return clients <= left_out(state.groups, state.survivors).union(state.survivors)
 
 
 def _is_stale_timer(state: RoundState, event: DeadlineReached) -> bool:

@@ -21,6 +21,7 @@ from boltz_mesh.rounds.plan_refusal import refuse
 from boltz_mesh.rounds.plan_types import (
     Cohort,
     Deadlines,
+    GroupingPlan,
     HyperParameter,
     Lane,
     OptimizerPlan,
@@ -33,6 +34,7 @@ from boltz_protocol.errors import InvalidPlan
 __all__ = [
     "Cohort",
     "Deadlines",
+    "GroupingPlan",
     "HyperParameter",
     "Lane",
     "OptimizerPlan",
@@ -51,8 +53,6 @@ __all__ = [
 
 #: Far more than MAX_TENSORS tensors with long names take.
 MAX_PLAN_BYTES: Final = 4 << 20
-#: Words of the design that this version does not run; better a clear answer than a typo's.
-_LATER_MODES: Final = ("grouped",)
 
 _UNITS_MS: Final = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000}
 _MAX_DURATION_CHARS: Final = 32
@@ -71,6 +71,7 @@ _TABLES: Final[dict[str, type]] = {
     "cohort": Cohort,
     "deadlines": Deadlines,
     "secure_aggregation": SecureAggregationPlan,
+    "grouping": GroupingPlan,
     "server_optimizer": OptimizerPlan,
     "lanes[]": Lane,
     "budget": Budget,
@@ -173,8 +174,6 @@ def _with_milliseconds(raw: dict[str, Any]) -> dict[str, Any]:
 
 def _checked(raw: dict[str, Any]) -> Plan:
     _refuse_unknown(raw)
-    if raw.get("mode") in _LATER_MODES:
-        raise refuse("mode", f'"{raw["mode"]}" comes with a later version', '"sealed" would do')
     _refuse_hyper_parameter_types(raw.get("hyper_parameters"))
     try:
         plan = msgspec.convert(raw, Plan)
@@ -185,7 +184,7 @@ def _checked(raw: dict[str, Any]) -> Plan:
     return msgspec.structs.replace(
         plan,
         server_optimizer=plan.server_optimizer.resolved(),
-        secure_aggregation=plan.sealing if plan.mode == "sealed" else None,
+        secure_aggregation=plan.sealing if plan.is_masked else None,
     )
 
 
@@ -275,7 +274,8 @@ _EXAMPLE: Final = """\
 # A setting that is left out has the value shown, unless it is marked `required`.
 
 model = "volatility-linear"       # required; 1 to 63 of a-z 0-9 . -
-mode = "sealed"                   # the server sees one noised sum; "open": each delta, in memory
+mode = "sealed"                   # the server sees one noised sum; "grouped": one a group;
+                                  # "open": each delta, in memory
 rule = "weighted-mean"
 
 clip_norm = 0.08                  # required; L2 bound of one client's delta, lanes included
@@ -306,7 +306,8 @@ over_selection = 1.3              # clients selected for each update aimed at
 
 [deadlines]                       # strings with ms, s, m, h; each from 100ms to 12h
 selecting = "30s"
-advertising = "30s"               # sealed: keys, and as long again for nonces beyond 50 clients
+advertising = "30s"               # sealed: keys, and as long again for nonces (beyond 50 clients,
+                                  # or in groups)
 sharing = "30s"                   # sealed: clients deal shares of their keys; training goes on
 collecting = "10m"
 checking = "30s"                  # sealed: clients sign who is in the sum
@@ -315,13 +316,19 @@ aggregating = "5m"
 releasing = "1m"
 recovery_extension = "5m"         # most that an outage of the mesh adds to a deadline
 
-# What a sealed round withstands; refused with "open". The number of neighbours and the threshold
-# follow from it and from the roster. A plan that names them (neighbours = 22, threshold = 14) is
-# refused unless they are the safe pair for cohort.max clients.
+# What a sealed or grouped round withstands; refused with "open". The number of neighbours and the
+# threshold follow from it and from the roster. A plan that names them
+# (neighbours = 22, threshold = 14) is refused unless they are the safe pair for cohort.max clients,
+# or in groups for the largest group.
 [secure_aggregation]
 corrupt_fraction = 0.05           # of the roster, may collude with the server
 dropout_fraction = 0.1            # of the roster, may be gone when the sum is unmasked
 adversary = "semi-malicious"      # or "semi-honest": a server that follows the protocol
+
+# Required with mode = "grouped", refused with other modes. Groups have 5 to 50 clients:
+# [grouping]
+# count = 4                       # required; groups, drawn anew in each round
+# min_survivors = 5               # fewest updates of a group that counts
 
 # fedavg: learning_rate (1.0). fedavgm: learning_rate (1.0), momentum (0.9).
 # fedadam, fedyogi: learning_rate (0.01), beta1 (0.9), beta2 (0.99), tau (1e-3).

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from boltz_mesh.privacy import accountant
+from boltz_mesh.rounds.plan_grouped import check_grouped
 from boltz_mesh.rounds.plan_refusal import refuse
 from boltz_mesh.rounds.plan_sealed import check_noise_share, check_sealed
 from boltz_mesh.rounds.plan_types import OPTIMIZERS, OptimizerPlan, Plan
@@ -64,7 +65,7 @@ def validate_encoding(plan: Plan) -> Encoding:
             cohort_max=plan.cohort.max,
             coordinates=plan.coordinates,
         )
-        if plan.mode == "sealed":
+        if plan.is_masked:
             check_noise_share(plan, encoding)
         return encoding
     except InvalidPlan as error:
@@ -179,7 +180,7 @@ def _check_privacy(plan: Plan) -> None:
             f"{_USUAL_DELTA:g} would do",
         )
     # The first round must fit, or the plan could never run.
-    distributed = plan.mode == "sealed"
+    distributed = plan.is_masked
     least = accountant.noise_multiplier_for(
         budget.epsilon, 1, budget.delta, distributed=distributed
     )
@@ -194,7 +195,15 @@ def _check_privacy(plan: Plan) -> None:
 
 
 def _check_mode(plan: Plan) -> None:
-    if plan.mode == "sealed":
+    if plan.mode != "grouped" and plan.grouping is not None:
+        raise refuse(
+            "grouping",
+            f'mode = "{plan.mode}" has none',
+            'remove [grouping], or set mode = "grouped"',
+        )
+    if plan.mode == "grouped":
+        check_grouped(plan)
+    elif plan.mode == "sealed":
         check_sealed(plan)
     elif plan.secure_aggregation is not None:
         raise refuse(

@@ -1,4 +1,4 @@
-"""What a plan of sealed rounds must satisfy, and what a release under a plan costs.
+"""What a plan of sealed rounds must satisfy, and what a release under any plan costs.
 
 A round's graph and each client's share of the noise follow from the roster, which may have any size
 from `cohort.min` to `cohort.max`; the least number of survivors is always `cohort.min`. So what is
@@ -19,6 +19,7 @@ from boltz_protocol.encoding import Encoding
 from boltz_protocol.errors import InvalidPlan
 from boltz_protocol.noise_share import effective_noise_multiplier, share_variance
 from boltz_protocol.secagg.graph import GraphParameters, colluders, parameters
+from boltz_protocol.secagg.groups import colluders_of_group
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +28,9 @@ class ReleaseTerms:
 
     Attributes:
         noise_multiplier: to account for; 0 without noise. In sealed rounds it is what holds at the
-            fewest survivors with the tolerated colluders among them.
-        sensitivity: of the sum, in integer units.
+            fewest survivors with the tolerated colluders among them; in grouped ones, at the fewest
+            of a group: a client is in the sum of its own group alone.
+        sensitivity: of a sum, in integer units.
         distributed: the noise comes in shares of the clients.
     """
 
@@ -57,7 +59,7 @@ def release_terms(plan: Plan, encoding: Encoding) -> ReleaseTerms:
         encoding: of that plan, from `validate_encoding`.
     """
     noise_multiplier = plan.noise_multiplier
-    distributed = plan.mode == "sealed"
+    distributed = plan.is_masked
     if distributed and noise_multiplier > 0:
         honest, variance = _smallest_share(plan, encoding)
         noise_multiplier = effective_noise_multiplier(
@@ -87,7 +89,7 @@ def check_sealed(plan: Plan) -> None:
             f'{limits.MIN_SEALED_COHORT} would do, or mode = "open"',
         )
     _check_graphs(settings, cohort.min, cohort.max)
-    _check_pair(settings, cohort.max)
+    check_pair(plan, graph_of(settings, cohort.max), f"{cohort.max} clients")
     if plan.noise_multiplier > 0:
         corrupt = colluders(cohort.max, settings.corrupt_fraction)
         if cohort.min <= corrupt:
@@ -97,7 +99,7 @@ def check_sealed(plan: Plan) -> None:
                 "nobody's noise need protect anyone",
                 f"at least {corrupt + 1} would do, or a smaller corrupt_fraction",
             )
-    _check_deadlines(plan)
+    check_deadlines(plan)
 
 
 def check_noise_share(plan: Plan, encoding: Encoding) -> None:
@@ -108,14 +110,33 @@ def check_noise_share(plan: Plan, encoding: Encoding) -> None:
     _smallest_share(plan, encoding)
 
 
+def least_roster(plan: Plan) -> int:
+    """Clients of the smallest roster that a round under a plan may have."""
+    groups = 0 if plan.grouping is None else plan.grouping.count
+    return max(plan.cohort.min, limits.MIN_GROUP * groups)
+
+
+def group_colluders(plan: Plan, roster_size: int) -> int:
+    """The most colluding clients that any group of a grouped round's roster may hold."""
+    assert plan.grouping is not None, "a grouped round"
+    return colluders_of_group(roster_size, plan.grouping.count, plan.sealing.corrupt_fraction)
+
+
 def _smallest_share(plan: Plan, encoding: Encoding) -> tuple[int, float]:
     """Shares that protect a sum, and the variance of each, where it is smallest.
 
     That is in the smallest roster, whose fewest colluders leave most survivors to share the noise.
+    In a grouped round each group has a sum, which carries all of the noise by itself.
     """
-    corrupt = colluders(plan.cohort.min, plan.sealing.corrupt_fraction)
-    variance = share_variance(encoding, least_survivors=plan.cohort.min, colluders=corrupt)
-    return plan.cohort.min - corrupt, float(variance)
+    roster = least_roster(plan)
+    if plan.grouping is None:
+        survivors = plan.cohort.min
+        corrupt = colluders(roster, plan.sealing.corrupt_fraction)
+    else:
+        survivors = plan.grouping.min_survivors
+        corrupt = group_colluders(plan, roster)
+    variance = share_variance(encoding, least_survivors=survivors, colluders=corrupt)
+    return survivors - corrupt, float(variance)
 
 
 def _roster_sizes(least: int, most: int) -> Iterator[int]:
@@ -146,9 +167,12 @@ def _check_graphs(settings: SecureAggregationPlan, least: int, most: int) -> Non
     ) from worst
 
 
-def _check_pair(settings: SecureAggregationPlan, roster_size: int) -> None:
-    """Hold a pair that the plan names against the safe one; both ends compute it by themselves."""
-    safe = graph_of(settings, roster_size)
+def check_pair(plan: Plan, safe: GraphParameters, whose: str) -> None:
+    """Hold a pair that the plan names against the safe one; both ends compute it by themselves.
+
+    Raises: InvalidPlan.
+    """
+    settings = plan.sealing
     for name, value in (("neighbours", settings.neighbours), ("threshold", settings.threshold)):
         wanted = getattr(safe, name)
         if value is None or value == wanted:
@@ -162,15 +186,17 @@ def _check_pair(settings: SecureAggregationPlan, roster_size: int) -> None:
         raise refuse(
             f"secure_aggregation.{name}",
             f"{value} {reason} (corrupt_fraction {settings.corrupt_fraction:g}, dropout_fraction "
-            f"{settings.dropout_fraction:g}, {settings.adversary}, {roster_size} clients)",
+            f"{settings.dropout_fraction:g}, {settings.adversary}, {whose})",
             f"{wanted} would do, or leave it out",
         )
 
 
-def _check_deadlines(plan: Plan) -> None:
-    """The signed configuration has one deadline, the end of COLLECTING, made with the offer."""
+def check_deadlines(plan: Plan) -> None:
+    """Check the key phases and COLLECTING together: the signed configuration has one deadline, the
+    end of COLLECTING, made with the offer. Raises: InvalidPlan.
+    """
     deadlines = plan.deadlines
-    # Beyond 50 clients keys and nonces take the advertising deadline once each.
+    # Beyond 50 clients, and in groups, keys and nonces take the advertising deadline once each.
     before_ms = 2 * deadlines.advertising_ms + deadlines.sharing_ms
     if before_ms + deadlines.collecting_ms > limits.MAX_PHASE_MS:
         rest_ms = limits.MAX_PHASE_MS - before_ms

@@ -23,7 +23,7 @@ from boltz_mesh.aggregation.server_optimizer import (
 from boltz_mesh.privacy.budget import Budget
 from boltz_protocol import limits
 
-Mode = Literal["sealed", "open"]
+Mode = Literal["sealed", "grouped", "open"]
 Adversary = Literal["semi-malicious", "semi-honest"]
 Privacy = Literal["client-dp", "none"]
 Promotion = Literal["automatic", "operator"]
@@ -95,13 +95,15 @@ _Phase = Meta(ge=100, le=limits.MAX_PHASE_MS, examples=["30s"])
 
 
 class Deadlines(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The longest that each phase may take; four of them are of sealed rounds only."""
+    """The longest that each phase may take; four of them are of sealed and grouped rounds only."""
 
     selecting_ms: Annotated[
         int, _Phase, Meta(description="until enough clients have checked in")
     ] = 30_000
     advertising_ms: Annotated[
-        int, _Phase, Meta(description="sealed: keys; beyond 50 clients nonces as well, as long")
+        int,
+        _Phase,
+        Meta(description="sealed: keys; beyond 50 clients or in groups nonces as well, as long"),
     ] = 30_000
     sharing_ms: Annotated[int, _Phase, Meta(description="sealed: shares are dealt")] = 30_000
     collecting_ms: Annotated[int, _Phase, Meta(description="training and upload")] = 600_000
@@ -170,6 +172,31 @@ class SecureAggregationPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_un
             examples=[16],
         ),
     ] = None
+
+
+class GroupingPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a grouped round cuts its clients into groups, each with a sum and noise of its own."""
+
+    count: Annotated[
+        int,
+        Meta(
+            description=f"number of groups, of {limits.MIN_GROUP} to {limits.MAX_COMPLETE_GRAPH} "
+            "clients each; drawn anew in each round",
+            ge=2,
+            le=limits.MAX_GROUPS,
+            examples=[4],
+        ),
+    ]
+    min_survivors: Annotated[
+        int,
+        Meta(
+            description="fewest updates of a group whose sum counts; a group with fewer is left "
+            "out",
+            ge=limits.MIN_SEALED_COHORT,
+            le=limits.MAX_COMPLETE_GRAPH,
+            examples=[5],
+        ),
+    ] = 5
 
 
 class OptimizerPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -248,9 +275,13 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     secure_aggregation: Annotated[
         SecureAggregationPlan | None,
         Meta(
-            description="only in sealed rounds",
+            description="only in sealed and grouped rounds",
             examples=[{"corrupt_fraction": 0.05, "dropout_fraction": 0.1}],
         ),
+    ] = None
+    grouping: Annotated[
+        GroupingPlan | None,
+        Meta(description="only in grouped rounds, which need it", examples=[{"count": 4}]),
     ] = None
     rule: Annotated[Rule, Meta(examples=["weighted-mean"])] = "weighted-mean"
     clip_norm: Annotated[
@@ -327,8 +358,13 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     @property
     def sealing(self) -> SecureAggregationPlan:
         """What a sealed round withstands, with the defaults where the plan is silent."""
-        assert self.mode == "sealed", "an open round has no graph"
+        assert self.is_masked, "an open round has no graph"
         return self.secure_aggregation or SecureAggregationPlan()
+
+    @property
+    def is_masked(self) -> bool:
+        """Whether clients mask their updates and share the noise: in sealed and grouped rounds."""
+        return self.mode != "open"
 
     @property
     def coordinates(self) -> int:

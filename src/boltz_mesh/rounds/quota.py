@@ -10,15 +10,16 @@ from boltz_protocol.secagg.graph import MIN_CLIENTS, parameters_among, tolerated
 def updates_awaited(round: RoundParameters, graph_members: int) -> int:
     """Updates at which COLLECTING ends without waiting for more.
 
-    In an open round that is the target. In a sealed round whoever is left behind is a dropout of
+    In an open round that is the target, and in a grouped one too, where each group has a minimum of
+    its own besides (`groups`). In a sealed round whoever is left behind is a dropout of
     the graph: in a complete one as many must survive as shares are needed, in a sparse one no more
     may be missing than it was made for, or its clients would refuse the survivors
     (`Graph.check_survivors`).
 
     Args:
-        graph_members: of a sealed round; 0 otherwise.
+        graph_members: of a sealed round; 0 in an open one.
     """
-    if graph_members < MIN_CLIENTS:
+    if round.is_grouped or graph_members < MIN_CLIENTS:
         return round.target_clients
     if graph_members > limits.MAX_COMPLETE_GRAPH:
         missing = tolerated_dropouts(graph_members, round.dropout_fraction)

@@ -59,10 +59,13 @@ class RoundParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         selecting_ms, collecting_ms, aggregating_ms, releasing_ms: the longest these phases may
             take, 1..limits.MAX_PHASE_MS.
         recovery_extension_ms: the most that outages may add to one phase.
-        mode: what the server may see; `sealed` rounds have the four cryptographic phases.
+        mode: what the server may see; `sealed` rounds have the four cryptographic phases, and
+            `grouped` ones are sealed rounds whose clients are cut into groups.
         advertising_ms, sharing_ms, checking_ms, unmasking_ms: the longest the phases of sealed
             rounds may take, 1..limits.MAX_PHASE_MS; revealing nonces may take `advertising_ms` too.
         corrupt_fraction, dropout_fraction, adversary: what the graph of a sealed round withstands.
+        groups: of a `grouped` round, at least 2; 0 in other modes, as `min_group_survivors`.
+        min_group_survivors: fewest survivors of a group whose sum is opened.
     """
 
     round_id: str
@@ -79,7 +82,7 @@ class RoundParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     aggregating_ms: int
     releasing_ms: int
     recovery_extension_ms: int
-    mode: Literal["open", "sealed"] = "open"
+    mode: Literal["open", "sealed", "grouped"] = "open"
     advertising_ms: int = 30_000
     sharing_ms: int = 30_000
     checking_ms: int = 30_000
@@ -87,6 +90,8 @@ class RoundParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     corrupt_fraction: float = 0.05
     dropout_fraction: float = 0.1
     adversary: Adversary = Adversary.SEMI_MALICIOUS
+    groups: int = 0
+    min_group_survivors: int = 0
 
     def __post_init__(self) -> None:
         """Assert the relations that the plan's validation promises."""
@@ -106,11 +111,47 @@ class RoundParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         ):
             assert 0 < length_ms <= limits.MAX_PHASE_MS
         assert 0 <= self.recovery_extension_ms <= limits.MAX_PHASE_MS
+        if self.is_grouped:
+            assert limits.MIN_GROUP * self.groups <= self.wanted_clients
+            assert self.max_clients <= limits.MAX_COMPLETE_GRAPH * self.groups
+            assert self.min_group_survivors >= limits.MIN_SEALED_COHORT
+        else:
+            assert self.groups == self.min_group_survivors == 0
 
     @property
     def is_sealed(self) -> bool:
-        """Whether updates are masked, so that the server learns their sum alone."""
-        return self.mode == "sealed"
+        """Whether updates are masked, so that the server learns their sum alone, or that of each
+        group in a grouped round."""
+        return self.mode != "open"
+
+    @property
+    def is_grouped(self) -> bool:
+        """Whether the clients are cut into groups, each of which has a sum of its own."""
+        return self.mode == "grouped"
+
+    @property
+    def least_members(self) -> int:
+        """The fewest clients with which a round goes on until its updates are collected.
+
+        More than `min_clients` where fewer could not fill the groups.
+        """
+        return max(self.min_clients, limits.MIN_GROUP * self.groups)
+
+
+class Group(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One group of a grouped round, as drawn.
+
+    Args:
+        clients: ids in roster order.
+        threshold: shares that give a secret of one of them back.
+    """
+
+    clients: tuple[str, ...]
+    threshold: int
+
+
+#: Of a grouped round, all groups; () in other modes, and until they are drawn.
+Groups = tuple[Group, ...]
 
 
 class Selecting(
@@ -159,8 +200,8 @@ class RevealingNonces(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="REVEALING_NONCES"
 ):
     """The key roster is signed; its `members` (in roster order) reveal the nonces that choose the
-    graph. Skipped where the graph is complete. `revealed` and `dropped` are disjoint parts of
-    `members`.
+    graph, or the groups. Skipped where the graph is complete and one. `revealed` and `dropped` are
+    disjoint parts of `members`.
     """
 
     phase: ClassVar[Phase] = Phase.ADVERTISING_KEYS
@@ -182,7 +223,7 @@ class SharingKeys(
 ):
     """The graph stands over `graph_members` (in roster order), who deal shares of their secrets.
 
-    `shared` and `dropped` are disjoint parts of `graph_members`.
+    `shared` and `dropped` are disjoint parts of `graph_members`, and so are the `groups` together.
     """
 
     phase: ClassVar[Phase] = Phase.SHARING_KEYS
@@ -197,6 +238,7 @@ class SharingKeys(
     extended_ms: int = 0
     shared: frozenset[str] = frozenset()
     dropped: dict[str, str] = {}
+    groups: Groups = ()
 
 
 class Collecting(
@@ -210,7 +252,8 @@ class Collecting(
         stored, dropped: disjoint parts of `participants`.
         left: of `stored`, those that dropped out all the same: their updates count, but they will
             neither sign nor release anything.
-        graph_members: as in SharingKeys; empty in `open` rounds, here and in all later states.
+        graph_members, groups: as in SharingKeys; empty in `open` rounds, here and in all later
+            states.
     """
 
     phase: ClassVar[Phase] = Phase.COLLECTING
@@ -224,6 +267,7 @@ class Collecting(
     dropped: dict[str, str] = {}
     left: dict[str, str] = {}
     graph_members: tuple[str, ...] = ()
+    groups: Groups = ()
 
     def outstanding(self) -> int:
         """How many of the participants have neither uploaded nor dropped out."""
@@ -241,7 +285,8 @@ class CheckingConsistency(
 
     From here on membership is frozen: `survivors` are those of `sharers` whose update counts, both
     in roster order. `signed` are the sharers whose signature is there; `dropped`, those that left.
-    A client may be in both: its signature stays good, but it will release nothing.
+    A client may be in both: its signature stays good, but it will release nothing. Of a group that
+    became too small nobody survives, and all its sharers are dropped.
     """
 
     phase: ClassVar[Phase] = Phase.CHECKING_CONSISTENCY
@@ -254,6 +299,7 @@ class CheckingConsistency(
     extended_ms: int = 0
     signed: frozenset[str] = frozenset()
     dropped: dict[str, str] = {}
+    groups: Groups = ()
 
 
 class Unmasking(
@@ -274,6 +320,7 @@ class Unmasking(
     extended_ms: int = 0
     released: frozenset[str] = frozenset()
     dropped: dict[str, str] = {}
+    groups: Groups = ()
 
     def outstanding(self) -> int:
         """How many of the sharers may still release."""
@@ -285,7 +332,8 @@ class Aggregating(
 ):
     """The survivors are frozen (in roster order) and being folded.
 
-    `graph_members` and `sharers` tell which masks are in the sum; both are empty in `open` rounds.
+    `graph_members`, `sharers` and `groups` tell which masks are in which sum; they are empty in
+    `open` rounds.
     """
 
     phase: ClassVar[Phase] = Phase.AGGREGATING
@@ -296,6 +344,7 @@ class Aggregating(
     extended_ms: int = 0
     graph_members: tuple[str, ...] = ()
     sharers: tuple[str, ...] = ()
+    groups: Groups = ()
 
 
 class Releasing(

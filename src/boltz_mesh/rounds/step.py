@@ -11,7 +11,8 @@
             |                                         v
             |                                 ADVERTISING_KEYS    TOO_FEW_KEYS
             |                                         | all asked have answered, or deadline
-            |                                         |   (more than 50 members: nonces first)
+            |                                         |   (groups, or more than 50 members:
+            |                                         |    nonces first)
             |                                         v
             |                                   SHARING_KEYS      TOO_FEW_SHARES
             |                                         | all asked have answered, or deadline
@@ -55,6 +56,13 @@ update with a receipt counts, whatever its client says or does later. In a seale
 sharers upload, and no more of them are left behind than its graph withstands (`quota`); the
 deadline is the configuration's, so that quick key phases leave the more time.
 
+A grouped round goes the way of a sealed one. Nonces are revealed whatever the number of members,
+and GroupsDrawn comes in with the step into SHARING_KEYS. From there on only clients in groups that
+are strong enough count towards the minimum (`groups`): sharers of other groups do not upload, and
+an update of a group with too few of them does not count, is not charged, and leaves its client with
+nothing to sign. A receipt promises a place in its group's sum, where that is opened. At the target
+the round still waits for groups that can become strong enough.
+
 CHECKING_CONSISTENCY starts by freezing the survivors: from here on membership never changes. It
 ends when every survivor that is still there has signed them, or at its deadline, each with at least
 `min_clients` signatures of sharers that are still there. An abort costs no budget: no share is out.
@@ -81,7 +89,7 @@ other move that is not in the diagram is a defect and asserts. Which step charge
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from msgspec.structs import replace
 
@@ -104,6 +112,7 @@ from boltz_mesh.rounds.event import (
     ClientsDropped,
     DeadlineReached,
     Event,
+    GroupsDrawn,
     KeysAdvertised,
     NoncesRevealed,
     PublishRejected,
@@ -116,6 +125,7 @@ from boltz_mesh.rounds.event import (
     UpdatesStored,
     VersionPublished,
 )
+from boltz_mesh.rounds.groups import in_strong_groups, is_settled
 from boltz_mesh.rounds.late import is_late
 from boltz_mesh.rounds.quota import updates_awaited
 from boltz_mesh.rounds.state import (
@@ -175,6 +185,8 @@ def _next(state: RoundState, event: Event) -> RoundState:  # noqa: PLR0912 - one
             return step_keys.answer(state, clients, at_ms)
         case SharingKeys(), SharesDealt(at_ms=at_ms, clients=clients):
             return step_keys.answer(state, clients, at_ms)
+        case SharingKeys(), GroupsDrawn():
+            return step_keys.draw(state, event)
         case (
             (AdvertisingKeys() | RevealingNonces() | SharingKeys()),
             ClientsDropped(at_ms=at_ms, clients=reasons),
@@ -192,7 +204,7 @@ def _next(state: RoundState, event: Event) -> RoundState:  # noqa: PLR0912 - one
         case Collecting(), ClientsDropped(at_ms=at_ms, clients=reasons):
             return _drop(state, reasons, at_ms)
         case Collecting(), DeadlineReached(at_ms=at_ms):
-            if len(state.stored) >= state.parameters.min_clients:
+            if len(_surviving(state, state.stored)) >= state.parameters.min_clients:
                 return _freeze(state, at_ms)
             return abort_by_rules(state, AbortReason.TOO_FEW_UPDATES)
 
@@ -279,12 +291,12 @@ def _start(event: RoundStarted) -> Selecting:
 def _select(state: Selecting) -> RoundState:
     """Draw a roster, wait on, or give up: by who is there and whether the time is up."""
     parameters = state.parameters
-    needed = parameters.min_clients if state.expired else parameters.wanted_clients
+    needed = parameters.least_members if state.expired else parameters.wanted_clients
     if len(state.candidates) >= needed:
         return replace(state, choosing=True)
     if not state.expired:
         return state
-    if len(state.candidates) + state.over_budget >= parameters.min_clients:
+    if len(state.candidates) + state.over_budget >= parameters.least_members:
         return abort_by_rules(state, AbortReason.BUDGET_EXCEEDED)
     return abort_by_rules(state, AbortReason.TOO_FEW_CLIENTS)
 
@@ -299,7 +311,7 @@ def _fix_roster(state: Selecting, event: RosterFixed) -> RoundState:
     roster = event.roster
     assert state.choosing, "a roster that nobody asked for"
     assert len(set(roster)) == len(roster)
-    assert state.parameters.min_clients <= len(roster) <= state.parameters.wanted_clients
+    assert state.parameters.least_members <= len(roster) <= state.parameters.wanted_clients
     assert event.deadline_ms > event.at_ms
     if state.parameters.is_sealed:
         return step_keys.begin(state.parameters, event)
@@ -343,17 +355,24 @@ def _collect(state: Collecting, at_ms: int) -> RoundState:
     """Freeze, give up or wait on, after updates or dropouts."""
     assert state.stored.isdisjoint(state.dropped)
     assert state.stored.issuperset(state.left)
-    minimum = state.parameters.min_clients
-    stored, outstanding = len(state.stored), state.outstanding()
-    if stored + outstanding < minimum:
+    there = frozenset(state.participants) - state.dropped.keys()
+    if len(_surviving(state, there)) < state.parameters.min_clients:
         return abort_by_rules(state, AbortReason.TOO_FEW_UPDATES)
-    if stored >= updates_awaited(state.parameters, len(state.graph_members)) or outstanding == 0:
+    awaited = updates_awaited(state.parameters, len(state.graph_members))
+    enough = len(_surviving(state, state.stored)) >= awaited and is_settled(state)
+    if enough or state.outstanding() == 0:
         return _freeze(state, at_ms)
     return state
 
 
+def _surviving(state: Collecting, stored: Collection[str]) -> frozenset[str]:
+    """Of clients whose updates are stored, those that would count."""
+    return in_strong_groups(state.parameters, state.groups, stored)
+
+
 def _freeze(state: Collecting, at_ms: int) -> RoundState:
-    survivors = tuple(client for client in state.participants if client in state.stored)
+    counted = _surviving(state, state.stored)
+    survivors = tuple(client for client in state.participants if client in counted)
     assert len(survivors) >= state.parameters.min_clients
     if state.parameters.is_sealed:
         return step_unmask.begin(state, survivors, at_ms)

@@ -1,7 +1,8 @@
 """Steps of a sealed round from frozen survivors to an opened sum: checking, unmasking.
 
 Nobody joins or leaves the sharers or the survivors here: the clients sign, and the shares open, one
-set. A client that drops out only stops being waited for.
+set. A client that drops out only stops being waited for. Sharers of a group without survivors are
+dropped from the start: there is nothing of theirs to sign or to open.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from msgspec.structs import replace
 
 from boltz_mesh.rounds.charge import abort_by_rules
 from boltz_mesh.rounds.event import SharesReleased
+from boltz_mesh.rounds.groups import GROUP_TOO_SMALL, left_out
 from boltz_mesh.rounds.state import (
     AbortReason,
     Aggregating,
@@ -26,6 +28,7 @@ def begin(collected: Collecting, survivors: tuple[str, ...], at_ms: int) -> Roun
     """Freeze who is in the sum, and ask the sharers to sign it."""
     parameters = collected.parameters
     assert parameters.is_sealed
+    idle = left_out(collected.groups, survivors).intersection(collected.participants)
     # Some that uploaded have left since: who is there may be too few from the start.
     return _check(
         CheckingConsistency(
@@ -34,7 +37,12 @@ def begin(collected: Collecting, survivors: tuple[str, ...], at_ms: int) -> Roun
             sharers=collected.participants,
             survivors=survivors,
             deadline_ms=at_ms + parameters.checking_ms,
-            dropped={**collected.dropped, **collected.left},
+            dropped={
+                **dict.fromkeys(sorted(idle), GROUP_TOO_SMALL),
+                **collected.dropped,
+                **collected.left,
+            },
+            groups=collected.groups,
         ),
         at_ms,
     )
@@ -86,6 +94,7 @@ def _unmask(state: CheckingConsistency, at_ms: int) -> Unmasking:
         survivors=state.survivors,
         deadline_ms=at_ms + state.parameters.unmasking_ms,
         dropped=state.dropped,
+        groups=state.groups,
     )
 
 
@@ -105,6 +114,7 @@ def release(state: Unmasking, event: SharesReleased) -> RoundState:
         sharers=state.sharers,
         survivors=state.survivors,
         deadline_ms=event.at_ms + state.parameters.aggregating_ms,
+        groups=state.groups,
     )
 
 

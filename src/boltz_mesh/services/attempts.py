@@ -1,4 +1,4 @@
-"""One attempt of a sealed round as the tables hold it, for handlers and for the coordinator."""
+"""One attempt of a sealed or grouped round as the tables hold it, for handlers and coordinator."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _KEPT: Final = 16
 
 @dataclass(frozen=True, slots=True)
 class SharedAttempt:
-    """An attempt whose graph is known.
+    """An attempt whose graph, or whose groups, are known.
 
     Attributes:
         key_roster: the mesh's statement.
@@ -192,7 +192,7 @@ async def read_attempt(
         key_roster=key_roster,
         nonces={row.position: row.payload or b"" for row in nonces},
     )
-    assert len(attempt.graph.members) == len(inside), "the graph is over those in the round's state"
+    assert len(attempt.graph_members) == len(inside), "the graph is over those in the round's state"
     return SharedAttempt(attempt, key_roster, advertisements)
 
 

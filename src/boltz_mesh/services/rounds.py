@@ -30,6 +30,7 @@ _NOT_ABORTABLE = frozenset({Phase.RELEASING, Phase.PUBLISHED, Phase.ABORTED})
 _MODES: Mapping[str, common_pb2.RoundMode.ValueType] = {
     "open": common_pb2.ROUND_MODE_OPEN,
     "sealed": common_pb2.ROUND_MODE_SEALED,
+    "grouped": common_pb2.ROUND_MODE_GROUPED,
 }
 
 

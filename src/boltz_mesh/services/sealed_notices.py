@@ -1,10 +1,11 @@
-"""What each step of a sealed round shows to each of its clients, read from the tables."""
+"""What each step of a sealed or grouped round shows to each of its clients, from the tables."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection
 
+from boltz_mesh.rounds.groups import left_out
 from boltz_mesh.rounds.state import (
     CheckingConsistency,
     Collecting,
@@ -130,11 +131,11 @@ class SealedNotices:
     ) -> Told:
         statement = await read_statement(connection, found, StatementKind.SURVIVORS)
         notice = ms.SurvivorsNotice(statement)
-        sharers = frozenset(state.sharers)
+        asked = _asked(state)
         return {
             entry.position: (notice,)
             for entry in entries
-            if entry.client_id in sharers and entry.position in positions
+            if entry.client_id in asked and entry.position in positions
         }
 
     async def _signatures(
@@ -151,20 +152,25 @@ class SealedNotices:
         seen = {row.position: codec.parse_statement(row.payload or b"") for row in rows}
         return {
             position: (notices.signatures_notice(shared.attempt, position, seen),)
-            for position in shared.positions(state.sharers)
+            for position in shared.positions(_asked(state))
             if position in positions
         }
 
 
+def _asked(state: CheckingConsistency | Unmasking) -> frozenset[str]:
+    """Who has something to sign and to release: in a group left out there is nothing."""
+    return frozenset(state.sharers) - left_out(state.groups, state.survivors)
+
+
 def _peers_notices(shared: SharedAttempt, positions: Collection[int]) -> Told:
     attempt = shared.attempt
-    # With a complete graph there was nothing to reveal, and this is the first that members hear of
-    # the key roster.
+    # With one complete graph there was nothing to reveal, and this is the first that members hear
+    # of the key roster.
     first: tuple[StepNotice, ...] = ()
     if not attempt.nonces:
         first = (notices.key_roster_notice(shared.key_roster, attempt.roster),)
     return {
         position: (*first, notices.peers_notice(attempt, position, shared.advertisements))
-        for position in attempt.graph.members
+        for position in attempt.graph_members
         if position in positions
     }

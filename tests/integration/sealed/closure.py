@@ -151,7 +151,7 @@ class Knowledge:
     def _reconstructed(self) -> set[bytes]:
         secrets = set()
         for (key, _, _), shares in self._shares.items():
-            threshold = self.view.attempts[key].attempt.threshold
+            threshold = self.view.attempts[key].attempt.agreement.graphs[0].threshold
             if len(shares) < threshold:
                 continue
             some = dict(sorted(shares.items())[:threshold])

@@ -137,7 +137,7 @@ def test_the_survivors_sum_is_the_only_combination(played: Played, reading: Read
 def test_a_seed_of_each_survivor_and_a_mask_key_of_each_other_sharer(played: Played) -> None:
     known = Knowledge.closed(played.view)
     facts = played.view.only
-    assert facts.attempt.threshold == THRESHOLD
+    assert facts.attempt.agreement.graphs[0].threshold == THRESHOLD
     assert {position for _, position in known.seeds} == set(SURVIVORS)
     assert set(known.mask_keys) == {facts.attempt.advertisements[REFUSED].mask_public_key}
     assert not known.share_keys

@@ -116,7 +116,7 @@ class Sparse:
 
     @property
     def ring(self) -> tuple[int, ...]:
-        return self.world.attempt.graph.ring
+        return self.world.attempt.agreement.graphs[0].ring
 
     def collude(self, positions: Collection[int]) -> Extraction:
         return extract(
@@ -143,7 +143,7 @@ def sparse() -> Sparse:
 
 
 def test_a_sparse_graph_gives_the_sum_alone(sparse: Sparse) -> None:
-    graph = sparse.world.attempt.graph
+    graph = sparse.world.attempt.agreement.graphs[0]
     assert not graph.is_complete
     assert len(graph.members) == SIZE - 2
     for reading in Reading:
@@ -168,7 +168,11 @@ def test_a_seed_that_was_said_before() -> None:
 def test_as_many_colluders_as_the_plan_says_around_one_client(sparse: Sparse) -> None:
     victim = sparse.ring[0]
     survivors = sparse.survivors
-    near = [each for each in sparse.world.attempt.graph.neighbours(victim) if each in survivors]
+    near = [
+        each
+        for each in sparse.world.attempt.agreement.graphs[0].neighbours(victim)
+        if each in survivors
+    ]
     corrupt = near[: colluders(SIZE, 0.05)]
     assert len(corrupt) == 3
     extraction = sparse.collude(corrupt)
@@ -181,7 +185,7 @@ def test_as_many_colluders_as_the_plan_says_around_one_client(sparse: Sparse) ->
 
 def test_a_client_whose_neighbours_all_collude_is_open(sparse: Sparse) -> None:
     victim = next(each for each in sparse.ring if each in sparse.survivors)
-    corrupt = sparse.world.attempt.graph.neighbours(victim)
+    corrupt = sparse.world.attempt.agreement.graphs[0].neighbours(victim)
     extraction = sparse.collude(corrupt)
     alone = row(extraction, sparse.world, [victim])
     assert alone in extraction.module
@@ -190,7 +194,10 @@ def test_a_client_whose_neighbours_all_collude_is_open(sparse: Sparse) -> None:
 
 def test_two_cuts_through_the_ring_give_two_sums(sparse: Sparse) -> None:
     """What event E2 of the graph's analysis is about: each part's masks cancel by themselves."""
-    ring, reach = sparse.ring, len(sparse.world.attempt.graph.neighbours(sparse.ring[0])) // 2
+    ring, reach = (
+        sparse.ring,
+        len(sparse.world.attempt.agreement.graphs[0].neighbours(sparse.ring[0])) // 2,
+    )
     half = len(ring) // 2
     corrupt = {*ring[:reach], *ring[half : half + reach]}
     extraction = sparse.collude(corrupt)

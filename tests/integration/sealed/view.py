@@ -59,7 +59,9 @@ class Facts:
     def masked_with(self, index: int) -> tuple[int, ...]:
         """The neighbours with whom a client masks its vector."""
         told = self.shown[index]
-        return tuple(other for other in self.attempt.graph.neighbours(index) if other in told)
+        return tuple(
+            other for other in self.attempt.agreement.graphs[0].neighbours(index) if other in told
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +108,7 @@ def _facts_of_world(world: World) -> Facts:
     return Facts(
         attempt=world.attempt,
         deals=deals,
-        shown=dict.fromkeys(world.attempt.graph.members, sharers),
+        shown=dict.fromkeys(world.attempt.agreement.graphs[0].members, sharers),
         released=tuple(
             (holder, share)
             for holder, released in world.released.items()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,7 +38,7 @@ from tests.support.models import declare
 from tests.support.sealed_clients import SealedClient
 
 BUDGET = "[budget]\nepsilon = 50\ndelta = 1e-5\n"
-SEALED = {"mode": "sealed", "min": 3, "target": 4, "max": 4}
+SEALED: dict[str, Any] = {"mode": "sealed", "min": 3, "target": 4, "max": 4}
 
 
 async def each(

@@ -170,7 +170,7 @@ class Coordinator:
         attempt = self.mesh.attempt(tables, after.graph_members)
         if isinstance(after, CheckingConsistency):
             try:
-                attempt.graph.check_survivors(positions(attempt, after.survivors))
+                attempt.agreement.graphs[0].check_survivors(positions(attempt, after.survivors))
             except RoundRefused:
                 return AbortReason.TOO_FEW_UPDATES
             return ""
@@ -180,9 +180,11 @@ class Coordinator:
         willing = {
             holder: frozenset(attempt.dealers_of(holder)) & sharers
             for holder in (sharers - gone) & signed
-            if len(signed.intersection(attempt.holders_of(holder))) >= attempt.threshold
+            if len(signed.intersection(attempt.holders_of(holder)))
+            >= attempt.graph_of(holder).threshold
         }
-        opens = checks.enough(attempt, sharers, willing)
+        survivors = positions(attempt, after.survivors)
+        opens = checks.enough(attempt, sharers, willing, survivors)
         return "" if opens else AbortReason.TOO_FEW_SIGNATURES
 
     def _enough(self, tables: Tables, state: Unmasking) -> bool:
@@ -191,7 +193,8 @@ class Coordinator:
             holder: frozenset(share.dealer for share in released.shares)
             for holder, released in _released(tables).items()
         }
-        return checks.enough(attempt, positions(attempt, state.sharers), covered)
+        survivors = positions(attempt, state.survivors)
+        return checks.enough(attempt, positions(attempt, state.sharers), covered, survivors)
 
     def _seen(self, tables: Tables) -> CandidatesSeen:
         candidates = frozenset(tables.check_ins)
@@ -410,7 +413,7 @@ def unmasked_sum(
     total = np.zeros(attempt.configuration.coordinates, np.uint32)
     for index in survivors:
         add_packed24(total, tables.updates[index])
-    apply_masks(total, 0, streams)
+    apply_masks(total, 0, streams[0])
     return tuple(int(value) for value in decode_sum(total, WIRE_MAX))
 
 

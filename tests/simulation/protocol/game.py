@@ -234,7 +234,7 @@ class Game:
             if lie := self._told(Kind.OTHER_NONCE, index):
                 attempt = with_other_nonce(attempt, lie, index, self.random)
             self._attempts[index] = attempt
-            if index not in attempt.graph:
+            if index not in attempt.agreement.graphs[0]:
                 continue
             answer = self._ask(index, self._peers_for(index, attempt, adverts))
             if isinstance(answer, m.SharesDealt):
@@ -250,7 +250,7 @@ class Game:
             del peers[-1]
         if lie := self._told(Kind.OTHER_KEYS, index):
             place = lie.amount % len(peers)
-            other = attempt.graph.neighbours(index)[place]
+            other = attempt.agreement.graphs[0].neighbours(index)[place]
             peers[place] = replace(peers[place], advertisement=self._other_advert(other))
         return replace(notice, peers=tuple(peers))
 
@@ -334,7 +334,7 @@ class Game:
         victim = self.victim(Kind.CUT_OFF)
         if victim in self._attempts and victim in uploaded:
             assert victim is not None
-            graph = self._attempts[victim].graph
+            graph = self._attempts[victim].agreement.graphs[0]
             near = frozenset(graph.neighbours(victim))
             if self.lies[Kind.CUT_OFF].amount % 2:
                 # All but its neighbours: none of its masks would be left.
@@ -384,7 +384,7 @@ class Game:
             == attempt.key_roster_sha256
         }
         found: list[Statement] = []
-        for other in attempt.graph.neighbours(index):
+        for other in attempt.agreement.graphs[0].neighbours(index):
             if other in self.corrupt:
                 found.append(self._seen_by(other, attempt, wanted, forged=False))
             elif other in signed:
@@ -397,7 +397,7 @@ class Game:
         if Kind.REPEATED in self.lies and found:
             found = [found[0]] * len(found)
         if Kind.TOO_FEW in self.lies:
-            found = found[: max(0, attempt.threshold - 2)]
+            found = found[: max(0, attempt.agreement.graphs[0].threshold - 2)]
         return found
 
     def _seen_by(self, signer: int, attempt: Attempt, wanted: bytes, *, forged: bool) -> Statement:

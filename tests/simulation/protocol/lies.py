@@ -78,7 +78,7 @@ def with_other_nonce(attempt: Attempt, lie: Lie, victim: int, random: Random) ->
     """The attempt that would follow if the nonce of another than the victim were another."""
     if not attempt.nonces:
         return attempt
-    inside = attempt.graph.members
+    inside = attempt.agreement.graphs[0].members
     nonces = list(attempt.nonces)
     others = [place for place, index in enumerate(inside) if index != victim]
     nonces[others[lie.amount % len(others)]] = random.randbytes(32)
@@ -90,5 +90,5 @@ def with_other_nonce(attempt: Attempt, lie: Lie, victim: int, random: Random) ->
         nonces=tuple(nonces),
     ).digest
     graph = Graph.build(inside, GraphParameters(*SPARSE), seed=graph_seed(context, nonces))
-    agreement = Agreement(attempt.agreement.members, graph, context)
+    agreement = Agreement.of(attempt.agreement.members, (graph,), context)
     return replace(attempt, nonces=tuple(nonces), agreement=agreement)

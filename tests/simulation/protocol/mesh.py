@@ -339,7 +339,7 @@ class Mesh:
             case SharingKeys() if name in state.graph_members:
                 attempt = self.attempt(tables, state.graph_members)
                 shown = notices.peers_notice(
-                    attempt, index, advertisements(tables, attempt.graph.members)
+                    attempt, index, advertisements(tables, attempt.agreement.graphs[0].members)
                 )
                 return (shown,) if attempt.nonces else (self._key_roster(tables), shown)
             case Collecting() if name in state.participants:

@@ -6,7 +6,7 @@ subclass), or to the round's rules.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
@@ -161,11 +161,15 @@ def _one_share_less(patch: pytest.MonkeyPatch) -> None:
     real = checks.enough
 
     def planted(
-        attempt: Attempt, sharers: Iterable[int], covered: Mapping[int, frozenset[int]]
+        attempt: Attempt,
+        sharers: Iterable[int],
+        covered: Mapping[int, frozenset[int]],
+        survivors: Collection[int],
     ) -> bool:
-        graph = replace(attempt.graph, threshold=attempt.threshold - 1)
-        fewer = replace(attempt, agreement=replace(attempt.agreement, graph=graph))
-        return real(fewer, tuple(sharers), covered)
+        (graph,) = attempt.agreement.graphs
+        graph = replace(graph, threshold=graph.threshold - 1)
+        fewer = replace(attempt, agreement=replace(attempt.agreement, graphs=(graph,)))
+        return real(fewer, tuple(sharers), covered, survivors)
 
     patch.setattr(checks, "enough", planted)
 

@@ -186,16 +186,6 @@ LIES: dict[str, tuple[Lies, type[MeshError]]] = {
     "another mesh": (Lies(_with(mesh_id="other")), RoundRefused),
     "another model": (Lies(_with(model_id=ModelId("other"))), RoundRefused),
     "another protocol": (Lies(_with(protocol_version=2)), RoundRefused),
-    "a mode not run": (
-        Lies(
-            _with(
-                mode=m.RoundMode.GROUPED,
-                secure_aggregation=samples_sealed.secure_aggregation(),
-                min_survivors=3,
-            )
-        ),
-        RoundRefused,
-    ),
     "a sealed round of two": (Lies(_sealed(min_survivors=2)), RoundRefused),
     "noise too little to be shared": (Lies(_sealed(noise_multiplier=1e-6)), RoundRefused),
     "deadline over": (Lies(_with(deadline_ms=NOW_MS)), RoundClosed),

@@ -17,6 +17,7 @@ from boltz_protocol.errors import (
 )
 from boltz_protocol.messages import (
     Adversary,
+    Grouping,
     RoundConfiguration,
     RoundMode,
     SecureAggregation,
@@ -68,6 +69,29 @@ def test_peers_that_no_open_round_shows() -> None:
         owner.check(samples.configuration(), 16)
     # Pins without a number are no demand.
     replace(owner, least_known_peers=0).check(samples.configuration(), 16)
+
+
+def test_a_grouped_round_is_judged_by_its_groups() -> None:
+    grouped = replace(
+        sealed(),
+        mode=RoundMode.GROUPED,
+        grouping=Grouping(groups=2, min_group_survivors=5),
+        roster_size=12,
+        total_weight=120,
+        min_survivors=10,
+    )
+    owner = OwnerLimits(
+        modes=ALL_MODES,
+        smallest_cohort=5,
+        known_peers=frozenset({FINGERPRINT}),
+        least_known_peers=1,
+    )
+    owner.check(grouped, 16)
+    with pytest.raises(RoundRefused, match=r"a group of .* with 5 clients.* at least 6") as refused:
+        replace(owner, smallest_cohort=6).check(grouped, 16)
+    assert refused.value.metadata == {"limit": "smallest_cohort"}
+    with pytest.raises(RoundRefused, match="mode is grouped; the owner allows sealed"):
+        OwnerLimits().check(grouped, 16)
 
 
 def test_what_is_asked_of_members_and_survivors() -> None:

@@ -13,9 +13,10 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 
 from boltz_client import peer_checks
 from boltz_client.keystore import certificate_request
-from boltz_client.peer_checks import PeerChecks
+from boltz_client.peer_checks import PeerChecks, PeerMemory
 from boltz_protocol import certificates, codec, codec_sealed, limits
 from boltz_protocol import messages as m
+from boltz_protocol import statement as statements
 from boltz_protocol.errors import (
     CertificateInvalid,
     LimitExceeded,
@@ -68,8 +69,10 @@ def advertisement() -> Statement:
     return sign(m.KEY_ADVERTISEMENT, codec_sealed.encode_key_advertisement(payload))
 
 
-def checks(clock: Callable[[], int] = lambda: NOW_MS) -> PeerChecks:
-    return PeerChecks("demo", authority().root, clock)
+def checks(
+    clock: Callable[[], int] = lambda: NOW_MS, memory: PeerMemory | None = None
+) -> PeerChecks:
+    return PeerChecks("demo", authority().root, clock, memory)
 
 
 def test_an_honest_peer_is_verified() -> None:
@@ -187,13 +190,63 @@ def test_a_chain_is_verified_once_while_it_is_valid(monkeypatch: pytest.MonkeyPa
         made.survivors_seen(entry(), sign(m.SURVIVORS_SEEN, SEEN))
 
 
+def test_a_check_in_is_verified_once_and_for_its_own_key_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    verified: list[str] = []
+    real = statements.verify
+
+    def counted(statement: Statement, **named: Any) -> bytes:
+        verified.append(named["expected_type"])
+        return real(statement, **named)
+
+    monkeypatch.setattr(peer_checks, "verify", counted)
+    shown = checks().advertisements(CONFIGURATION)
+    for _ in range(3):
+        shown(entry(), advertisement())
+    assert verified.count(m.CHECK_IN) == 1
+    assert verified.count(m.KEY_ADVERTISEMENT) == 3
+    # The same words under another certificate of that client are nobody's any more.
+    with pytest.raises(SignatureInvalid):
+        shown(LIES["a certificate for another key"][0](), advertisement())
+    # And what is remembered is still held against the entry.
+    with pytest.raises(RoundRefused):
+        shown(replace(entry(), sample_bucket=6), advertisement())
+
+
 def test_memory_of_peers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "MAX_CACHED_PEERS", 2)
-    made = checks()
+    memory = PeerMemory()
+    made = checks(memory=memory)
     request = certificate_request(vector_rsa_key())
     for _ in range(5):
         chain = authority().issue_client(request, CLIENT, now=NOW).chain_der
         made.survivors_seen(
             replace(entry(), certificate_chain_der=chain), sign(m.SURVIVORS_SEEN, SEEN)
         )
-    assert len(made._verified) == 2
+    for at_ms in range(5):
+        spoken = replace(entry(), check_in=check_in(at_ms=NOW_MS + at_ms))
+        made.advertisements(CONFIGURATION)(spoken, advertisement())
+    assert repr(memory) == "PeerMemory(2 certificates, 2 check-ins)"
+
+
+def test_clients_of_one_process_share_what_they_verified_for_the_same_root(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[int] = []
+    real = certificates.verify_client_chain
+
+    def counted(*arguments: Any, **named: Any) -> Any:
+        calls.append(1)
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(peer_checks, "verify_client_chain", counted)
+    memory = PeerMemory()
+    for _ in range(3):
+        checks(memory=memory).advertisements(CONFIGURATION)(entry(), advertisement())
+    assert len(calls) == 1
+    # Whoever trusts another root, or belongs to another mesh, finds nothing in it.
+    for mesh, root in (("demo", foreign_authority().root), ("other", authority().root)):
+        foreign = PeerChecks(mesh, root, lambda: NOW_MS, memory)
+        with pytest.raises(CertificateInvalid):
+            foreign.survivors_seen(entry(), sign(m.SURVIVORS_SEEN, SEEN))

@@ -13,9 +13,9 @@ from boltz_mesh.coordinator.configure import (
     capped_weights,
     fix_roster,
     key_needed_until_ms,
-    leaf_of,
 )
 from boltz_mesh.rounds.plan import plan_from_toml
+from boltz_mesh.services.attempts import leaf_of
 from boltz_mesh.storage.check_ins import CheckIn
 from boltz_mesh.storage.models import ModelState, ModelVersion, StoredBlob
 from boltz_protocol import codec, limits, weights

@@ -91,7 +91,7 @@ class Shop:
         config = configuration(p.parameters)
         updates = random_updates(config, 3, seed)
         rows = [stored(self.folder.blobs, config, values) for values in updates]
-        noised = self.folder.fold(rows, config, (), threading.Event())
+        noised = self.folder.fold(rows, config, {}, threading.Event())
         total: Int32Array = np.sum(updates, axis=0, dtype=np.int32)
         return ReleasedAggregate(config, noised.stored, noised.total_weight), total
 

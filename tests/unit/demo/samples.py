@@ -12,6 +12,7 @@ from boltz_mesh.app.demo.report import (
     Report,
     Result,
     RoundRecord,
+    Sealing,
     Settings,
     interval_of,
     result_of,
@@ -39,6 +40,17 @@ LEVELS = {
 }
 
 
+PHASE_SECONDS = {
+    "selecting": 0.01,
+    "advertising_keys": 0.21,
+    "sharing_keys": 0.2,
+    "collecting": 0.3,
+    "checking_consistency": 0.1,
+    "unmasking": 0.05,
+}
+SAW = ("Of one desk: a vector under <masks>.", "In rounds with noise: a sum with noise.")
+
+
 def table(level: float, seed: int = 0) -> ErrorTable:
     spread = np.random.Generator(np.random.PCG64(seed)).normal(0, 0.003, (4, 3))
     return ErrorTable(YEARS, STOCKS, level + spread - spread.mean())
@@ -61,12 +73,38 @@ def record(
         bytes_down=60 * 3000,
         selected=60,
         survivors=59,
+        phase_seconds=PHASE_SECONDS,
         test_mse=test_mse,
+    )
+
+
+def sealing() -> Sealing:
+    return Sealing(
+        mode="sealed",
+        adversary="semi-malicious",
+        corrupt_fraction=0.05,
+        dropout_fraction=0.05,
+        clients=60,
+        least_survivors=57,
+        tolerated_colluders=3,
+        graph="sparse",
+        neighbours=10,
+        threshold=7,
+        server_saw=SAW,
     )
 
 
 def privacy() -> Privacy:
     return Privacy(
+        mechanism="distributed-discrete-gaussian",
+        noise_when_all_stay=1.054,
+        corrupt_fraction=0.05,
+        dropout_fraction=0.05,
+        least_survivors=57,
+        tolerated_colluders=3,
+        neighbours=10,
+        threshold=7,
+        server_saw=SAW,
         epsilon=2.0,
         delta=1e-5,
         noise_multiplier=3.98,
@@ -143,6 +181,7 @@ def report(*, private: bool = True, rounds: bool = True, references: bool = True
         by_stock={name: stocks_of(runs[0]) for name, runs in tables.items()},
         intervals=intervals,
         rounds=made if rounds else (),
+        sealing=sealing(),
         privacy=spent,
         transfer=transfer_of(made if rounds else ()),
         findings=findings.findings(results, intervals, spent),

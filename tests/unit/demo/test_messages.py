@@ -10,7 +10,7 @@ from boltz_mesh.app.demo.settings import PRESET_60
 @pytest.mark.parametrize(
     "order",
     [
-        m.Setup(folder="/f", kind="linear", trainer="numpy", preset=PRESET_60),
+        m.Setup(folder="/f", kind="linear", trainer="numpy", preset=PRESET_60, smallest_cohort=57),
         m.Enrol(join_strings=("a", "b")),
         m.Join(model_id="vol-2019", rounds=4),
         m.Measure(number=1),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from boltz_mesh.app.demo.options import DemoOptions, DemoTask, TrainingRun, task_for
-from boltz_mesh.app.demo.plans import plan_for, plan_toml
+from boltz_mesh.app.demo.plans import SEALING, least_survivors, plan_for, plan_toml
 from boltz_mesh.app.demo.settings import PRESET_MLP, Calendar
 from boltz_mesh.privacy import accountant
 from boltz_mesh.rounds.plan import plan_from_toml
@@ -109,9 +109,18 @@ def test_a_plan_says_the_same_as_toml() -> None:
         plan = plan_for(made, run)
         assert plan_from_toml(plan_toml(plan)) == plan_from_toml(plan_toml(plan_for(made, run)))
         read = plan_from_toml(plan_toml(plan))
-        assert (read.model, read.cohort.max, read.cohort.min) == (run.model_id, 60, 60)
+        assert (read.model, read.mode, read.cohort.over_selection) == (run.model_id, "sealed", 1.0)
+        assert (read.cohort.min, read.cohort.target, read.cohort.max) == (57, 60, 60)
+        assert read.sealing == SEALING
         assert read.hyper_parameters == {"origin": 2019, "ridge": 2.0}
         assert (read.budget is None) == (run.seed is None)
+
+
+@pytest.mark.parametrize(
+    ("clients", "least"), [(3, 3), (9, 9), (20, 19), (60, 57), (300, 285), (1000, 950)]
+)
+def test_a_cohort_goes_on_without_a_twentieth_of_its_desks(clients: int, least: int) -> None:
+    assert least_survivors(clients) == least
 
 
 def test_noise_that_the_encoding_cannot_hold_is_refused_before_any_start() -> None:

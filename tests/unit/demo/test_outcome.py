@@ -59,16 +59,13 @@ def test_the_report_has_rows_pairs_and_the_price_of_privacy(task: DemoTask, mark
     assert ("federated", "public_index") not in pairs
     assert made.privacy is not None
     assert made.privacy.epsilon == pytest.approx(2.0)
-    assert made.privacy.two_retrains_epsilon == pytest.approx(3.0, abs=0.05)
-    assert made.privacy.broker_epsilon == pytest.approx(7.1, abs=0.05)
-    assert made.privacy.replace_one_epsilon == pytest.approx(4.4, abs=0.05)
+    assert made.privacy.server_saw == made.sealing.server_saw
     assert any("trains each year 3 times" in text for text in made.privacy.statements)
 
 
 def test_the_network_claims_no_epsilon_and_is_compared_with_the_references(market: Market) -> None:
     stocks = tuple(stock.name for stock in market.stocks)
     task = task_for(DemoOptions(model="mlp", origins="2011"), stocks, market.public.calendar)
-    assert outcome.privacy_of(task) is None
     tables = outcome.mesh_tables(task, market, trained(task, market))
     assert set(tables) == {"federated"}
     mean = {name: found[0] for name, found in tables.items()}

@@ -137,6 +137,23 @@ def test_the_page_says_what_the_numbers_say() -> None:
         assert number in text
     assert "Said by the accountant." in text
     assert "public_index_all_history" in text
+    for words in (
+        "57 desks without 3 that collude",
+        "5.4% more of it",
+        "a vector under &lt;masks&gt;.",
+        "10 others, drawn anew",
+        "Bell et al. 2020",
+        "advertising keys 0.21",
+    ):
+        assert words in text
+
+
+def test_a_complete_graph_is_called_one() -> None:
+    report = samples.report()
+    complete = msgspec.structs.replace(report.sealing, graph="complete", neighbours=19)
+    text, _ = _checked(msgspec.structs.replace(report, sealing=complete))
+    assert "all 19 others" in text
+    assert "Bonawitz et al. 2017" in text
 
 
 def test_without_noise_no_epsilon_is_claimed() -> None:
@@ -190,6 +207,11 @@ def test_the_file_has_the_promised_shape(tmp_path: Path) -> None:
         found["rounds"][0]
     )
     assert found["privacy"]["epsilon"] == 2.0
+    assert {"mechanism", "unit", "relation", "threshold", "neighbours", "server_saw"} <= set(
+        found["privacy"]
+    )
+    assert found["sealing"]["mode"] == "sealed"
+    assert list(found["rounds"][0]["phase_seconds"]) == list(samples.PHASE_SECONDS)
     assert msgspec.json.decode(json_path.read_bytes(), type=Report) == report
 
 
@@ -208,6 +230,18 @@ def test_transfer_sums_what_went_over_the_wire() -> None:
     assert moved.bytes_down_per_client_round == 3000
     assert moved.seconds_per_round_median == pytest.approx(0.7)
     assert transfer_of(()).seconds_per_round_max == 0.0
+
+
+def test_phases_have_their_medians_in_the_order_of_a_round() -> None:
+    seen = [samples.record("federated", number) for number in range(1, 4)]
+    # What is over at once is not seen by whoever watches.
+    brief = msgspec.structs.replace(seen[0], phase_seconds={"collecting": 0.5})
+    slow = msgspec.structs.replace(seen[1], phase_seconds=samples.PHASE_SECONDS | {"unmasking": 9})
+    medians = transfer_of((brief, slow, seen[2])).phase_seconds_median
+    assert list(medians) == list(samples.PHASE_SECONDS)
+    assert medians["collecting"] == 0.3
+    assert medians["unmasking"] == pytest.approx((9 + 0.05) / 2)
+    assert transfer_of(()).phase_seconds_median == {}
 
 
 def test_intervals_carry_every_field() -> None:

@@ -192,6 +192,34 @@ def test_context_and_graph() -> None:
             assert sorted(ring[(place + step) % len(ring)] for step in steps) == expected
 
 
+def of_group(roster: int, c: int, groups: int) -> int:
+    """The page's q: corrupt members that no group of a grouped round exceeds."""
+    q = 0
+    for s in range(5, -(-roster // groups) + 1):
+        m = max(5 * groups, (s - 1) * groups + 1)
+        marked = min(c, m)
+        while groups * sum(
+            math.comb(marked, x) * math.comb(m - marked, s - x) for x in range(q + 1, s + 1)
+        ) << 40 > math.comb(m, s):
+            q += 1
+    return q
+
+
+def test_groups() -> None:
+    found = vectors("secagg_graph.json")
+    for vector in found["group_colluders"]:
+        c = math.floor(vector["roster_size"] * Fraction(str(vector["corrupt_fraction"])))
+        assert of_group(vector["roster_size"], c, vector["groups"]) == vector["colluders"]
+    for vector in found["groups"]:
+        order = shuffled(vector["graph_members"], bytes.fromhex(vector["graph_seed"]))
+        drawn, q = vector["groups"], vector["colluders"]
+        assert [sorted(order[group :: len(drawn)]) for group in range(len(drawn))] == drawn
+        for members, threshold in zip(drawn, vector["thresholds"], strict=True):
+            semi_malicious = vector["adversary"] == "semi-malicious"
+            n = len(members)
+            assert threshold == ((n + q) // 2 + 1 if semi_malicious else max(2, q + 1))
+
+
 def shuffled(members: list[int], seed: bytes) -> list[int]:
     order = list(members)
     words = (word for block in itertools.count() for word in keystream(seed.hex(), block))

@@ -68,7 +68,7 @@ REFUSED = [
     (small(tables="[[lanes]]\nname = 'x'\nscale = 0"), "lanes[0].scale", "0.01 would do"),
     (small(tables="[[lanes]]\nname = 'x'\nscale = inf"), "lanes[0].scale", "1.0 would do"),
     # words
-    (small(mode="grouped"), "mode", 'comes with a later version; "sealed" would do'),
+    (small(mode="grouped"), "grouping", 'mode = "grouped" needs one; count = 2 would do'),
     (small(mode="closed"), "mode", '"sealed" would do'),
     (small(top="rule = 'krum'"), "rule", '"weighted-mean" would do'),
     (small(top="promotion = 'always'"), "promotion", '"operator" would do'),

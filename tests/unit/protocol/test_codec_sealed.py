@@ -314,9 +314,9 @@ def test_fractions_are_finite() -> None:
 
 @pytest.mark.parametrize("mode", m.RoundMode)
 def test_secure_aggregation_goes_with_every_mode_but_open(mode: m.RoundMode) -> None:
-    message = pb.RoundConfiguration.FromString(
-        codec.encode_round_configuration(sealed.configuration())
-    )
+    grouped = mode is m.RoundMode.GROUPED
+    configuration = sealed.grouped_configuration() if grouped else sealed.configuration()
+    message = pb.RoundConfiguration.FromString(codec.encode_round_configuration(configuration))
     message.mode = common_pb2.RoundMode.ValueType(mode)
     given, without = message.SerializeToString(), pb.RoundConfiguration()
     without.CopyFrom(message)
@@ -326,6 +326,24 @@ def test_secure_aggregation_goes_with_every_mode_but_open(mode: m.RoundMode) -> 
         refused, fine = fine, refused
     assert codec.parse_round_configuration(fine).mode is mode
     with pytest.raises(MalformedMessage, match="secure_aggregation"):
+        codec.parse_round_configuration(refused)
+
+
+@pytest.mark.parametrize("mode", [m.RoundMode.SEALED, m.RoundMode.GROUPED])
+def test_grouping_goes_with_grouped_alone(mode: m.RoundMode) -> None:
+    configuration = sealed.grouped_configuration()
+    payload = codec.encode_round_configuration(configuration)
+    assert codec.parse_round_configuration(payload) == configuration
+    message = pb.RoundConfiguration.FromString(payload)
+    assert (message.grouping.groups, message.grouping.min_group_survivors) == (4, 5)
+    message.mode = common_pb2.RoundMode.ValueType(mode)
+    given = message.SerializeToString()
+    message.ClearField("grouping")
+    refused, fine = given, message.SerializeToString()
+    if mode is m.RoundMode.GROUPED:
+        refused, fine = fine, refused
+    assert codec.parse_round_configuration(fine).mode is mode
+    with pytest.raises(MalformedMessage, match="grouping does not go"):
         codec.parse_round_configuration(refused)
 
 

@@ -185,8 +185,24 @@ def test_values_at_the_ends_of_their_ranges_are_fine() -> None:
     assert m.SecureAggregation(0.0, 0.0, m.Adversary.SEMI_HONEST).corrupt_fraction == 0.0
     everybody = b"\xff" * limits.MAX_BITMAP_BYTES
     assert replace(sealed.survivors(), survivors=everybody).survivors == everybody
-    grouped = replace(sealed.configuration(), mode=m.RoundMode.GROUPED)
-    assert grouped.secure_aggregation == sealed.secure_aggregation()
+    assert sealed.grouped_configuration().secure_aggregation == sealed.secure_aggregation()
+    for groups, least in ((2, 3), (limits.MAX_GROUPS, limits.MAX_COMPLETE_GRAPH)):
+        assert m.Grouping(groups, least).groups == groups
+
+
+@pytest.mark.parametrize("numbers", [(1, 5), (limits.MAX_GROUPS + 1, 5), (2, 2), (2, 51)])
+def test_groups_out_of_range(numbers: tuple[int, int]) -> None:
+    with pytest.raises(MalformedMessage):
+        m.Grouping(*numbers)
+
+
+@pytest.mark.parametrize("roster_size", [19, 201])
+def test_a_roster_that_makes_groups_of_another_size(roster_size: int) -> None:
+    grouped = sealed.grouped_configuration()
+    for fits in (20, 200):
+        assert replace(grouped, roster_size=fits, total_weight=fits + 50)
+    with pytest.raises(MalformedMessage, match="20 to 200 make groups of 5 to 50"):
+        replace(grouped, roster_size=roster_size, total_weight=roster_size + 50)
 
 
 def test_released_shares_are_not_shown() -> None:

@@ -11,6 +11,7 @@ from boltz_mesh.rounds.event import (
     ClientsDropped,
     DeadlineReached,
     Event,
+    GroupsDrawn,
     KeysAdvertised,
     NoncesRevealed,
     RosterFixed,
@@ -20,7 +21,7 @@ from boltz_mesh.rounds.event import (
     SurvivorsSigned,
     UpdatesStored,
 )
-from boltz_mesh.rounds.state import RoundParameters, RoundState
+from boltz_mesh.rounds.state import Group, RoundParameters, RoundState
 from boltz_mesh.rounds.step import step
 
 START_MS = 1_000_000
@@ -195,3 +196,69 @@ def sealed_aggregating() -> RoundState:
 
 def sealed_releasing() -> RoundState:
     return run(ready(), state=sealed_aggregating())[0]
+
+
+# --- grouped rounds -----------------------------------------------------------------------------
+
+#: A roster that makes two groups, of the even and of the odd numbers.
+TWELVE = 12
+EVEN = tuple(range(0, TWELVE, 2))
+ODD = tuple(range(1, TWELVE, 2))
+
+
+def drawn(count: int = TWELVE) -> GroupsDrawn:
+    """Two groups in which four shares give a secret back."""
+    names = clients(count)
+    groups = tuple(Group(clients=names[first::2], threshold=4) for first in range(2))
+    return GroupsDrawn(at_ms=START_MS + 225, groups=groups)
+
+
+def grouped_started(**changes: Any) -> RoundStarted:
+    """Five of a group must survive, and five in all."""
+    values: dict[str, Any] = {
+        "mode": "grouped",
+        "groups": 2,
+        "min_group_survivors": 5,
+        "min_clients": 5,
+        "target_clients": 10,
+        "wanted_clients": TWELVE,
+        "max_clients": TWELVE,
+    }
+    return sealed_started(**(values | changes))
+
+
+def grouped_advertising(**changes: Any) -> RoundState:
+    return run(grouped_started(**changes), seen(TWELVE), fixed(TWELVE))[0]
+
+
+def grouped_revealing(**changes: Any) -> RoundState:
+    return run(keys(*range(TWELVE)), state=grouped_advertising(**changes))[0]
+
+
+def undrawn(**changes: Any) -> RoundState:
+    """Within the step into SHARING_KEYS, before its groups come in."""
+    return run(nonces(*range(TWELVE)), state=grouped_revealing(**changes))[0]
+
+
+def grouped_sharing(**changes: Any) -> RoundState:
+    return run(drawn(), state=undrawn(**changes))[0]
+
+
+def grouped_collecting(**changes: Any) -> RoundState:
+    return run(dealt(*range(TWELVE)), state=grouped_sharing(**changes))[0]
+
+
+def grouped_checking() -> RoundState:
+    return run(stored(*range(TWELVE)), state=grouped_collecting())[0]
+
+
+def grouped_unmasking() -> RoundState:
+    return run(signed(*range(TWELVE)), state=grouped_checking())[0]
+
+
+def grouped_aggregating() -> RoundState:
+    return run(released(*range(TWELVE), enough=True), state=grouped_unmasking())[0]
+
+
+def grouped_releasing() -> RoundState:
+    return run(ready(TWELVE), state=grouped_aggregating())[0]

@@ -18,12 +18,18 @@ from boltz_mesh.rounds.serialise import (
     state_of,
     state_payload,
 )
+from boltz_mesh.rounds.state import Group
 from tests.unit.rounds.rounds import (
     advertising,
     aggregating,
     checking,
     collecting,
     dropped,
+    grouped_aggregating,
+    grouped_checking,
+    grouped_collecting,
+    grouped_sharing,
+    grouped_unmasking,
     keys,
     parameters,
     releasing,
@@ -62,6 +68,13 @@ EVENTS = st.one_of(
             events.SurvivorsSigned,
         )
     ),
+    st.builds(
+        events.GroupsDrawn,
+        at_ms=MS,
+        groups=st.lists(
+            st.builds(Group, clients=st.lists(TEXT).map(tuple), threshold=MS), max_size=3
+        ).map(tuple),
+    ),
     st.builds(events.SharesReleased, at_ms=MS, clients=st.frozensets(TEXT), enough=st.booleans()),
     st.builds(events.ClientsDropped, at_ms=MS, clients=st.dictionaries(TEXT, TEXT)),
     st.builds(events.DeadlineReached, at_ms=MS),
@@ -92,7 +105,7 @@ def test_every_event_comes_back(event: events.Event) -> None:
 
 
 def test_the_strategy_above_knows_every_event() -> None:
-    assert len(get_args(events.Event)) == 17
+    assert len(get_args(events.Event)) == 18
 
 
 def test_every_state_comes_back() -> None:
@@ -111,8 +124,15 @@ def test_every_state_comes_back() -> None:
         sealed_aggregating(),
         sealed_releasing(),
     )
+    grouped = (
+        grouped_sharing(),
+        grouped_collecting(),
+        grouped_checking(),
+        grouped_unmasking(),
+        grouped_aggregating(),
+    )
     plain = (selecting(), collecting(), aggregating(), releasing(), aborted, published)
-    for state in (*plain, *sealed):
+    for state in (*plain, *sealed, *grouped):
         stored = json.loads(json.dumps(state_payload(state)))
         assert state_of(stored) == state
         assert stored["type"] == state.phase
@@ -127,6 +147,14 @@ def test_a_round_from_before_sealed_rounds_is_an_open_one() -> None:
         del stored["parameters"][name]
     state = state_of(stored)
     assert not state.parameters.is_sealed
+
+
+def test_a_round_from_before_grouped_rounds_has_no_groups() -> None:
+    stored = state_payload(sealed_collecting())
+    for name in ("groups", "min_group_survivors"):
+        del stored["parameters"][name]
+    del stored["groups"]
+    assert state_of(stored) == sealed_collecting()
 
 
 def test_equal_sets_give_equal_bytes() -> None:

@@ -1,4 +1,4 @@
-"""What every event does in every state: one table for open rounds, one for sealed ones."""
+"""What every event does in every state: a table for each mode."""
 
 from __future__ import annotations
 
@@ -18,8 +18,18 @@ from tests.unit.rounds.rounds import (
     collecting,
     deadline,
     dealt,
+    drawn,
     dropped,
     fixed,
+    grouped_advertising,
+    grouped_aggregating,
+    grouped_checking,
+    grouped_collecting,
+    grouped_releasing,
+    grouped_revealing,
+    grouped_sharing,
+    grouped_started,
+    grouped_unmasking,
     keys,
     nonces,
     ready,
@@ -37,6 +47,7 @@ from tests.unit.rounds.rounds import (
     signed,
     started,
     stored,
+    undrawn,
     unmasking,
 )
 
@@ -50,6 +61,7 @@ EVENTS: dict[str, events.Event] = {
     "RosterFixed": fixed(),
     "KeysAdvertised": keys(0),
     "NoncesRevealed": nonces(0),
+    "GroupsDrawn": drawn(),
     "SharesDealt": dealt(0),
     "UpdatesStored": stored(0),
     "SurvivorsSigned": signed(0),
@@ -87,6 +99,21 @@ SEALED: dict[str, Callable[[], states.RoundState | None]] = {
     "published": lambda: run(PUBLISHED, state=sealed_releasing())[0],
     "aborted": lambda: run(STOP, state=sealed_collecting())[0],
 }
+GROUPED: dict[str, Callable[[], states.RoundState | None]] = {
+    "none": lambda: None,
+    "selecting": lambda: run(grouped_started())[0],
+    "advertising": grouped_advertising,
+    "revealing": grouped_revealing,
+    "undrawn": undrawn,
+    "sharing": grouped_sharing,
+    "collecting": grouped_collecting,
+    "checking": grouped_checking,
+    "unmasking": grouped_unmasking,
+    "aggregating": grouped_aggregating,
+    "releasing": grouped_releasing,
+    "published": lambda: run(PUBLISHED, state=grouped_releasing())[0],
+    "aborted": lambda: run(STOP, state=grouped_collecting())[0],
+}
 
 # x: a defect. =: ignored. +: the state stays in its phase but changes, or asks for something.
 # A letter: the state it goes to. Capital: charged there.
@@ -111,6 +138,7 @@ OPEN_TABLE = """
     RosterFixed        x    x   x   x   x   x   x
     KeysAdvertised     x    x   x   x   x   x   x
     NoncesRevealed     x    x   x   x   x   x   x
+    GroupsDrawn        x    x   x   x   x   x   x
     SharesDealt        x    x   x   x   x   x   x
     UpdatesStored      x    x   +   =   =   =   =
     SurvivorsSigned    x    x   x   x   x   x   x
@@ -132,6 +160,7 @@ SEALED_TABLE = """
     RosterFixed        x    x   x   x   x   x   x   x   x   x   x   x
     KeysAdvertised     x    x   +   =   =   =   =   =   =   =   =   =
     NoncesRevealed     x    x   x   +   =   =   =   =   =   =   =   =
+    GroupsDrawn        x    x   x   x   x   x   x   x   x   x   x   x
     SharesDealt        x    x   x   x   +   =   =   =   =   =   =   =
     UpdatesStored      x    x   x   x   x   +   =   =   =   =   =   =
     SurvivorsSigned    x    x   x   x   x   x   +   =   =   =   =   =
@@ -144,6 +173,29 @@ SEALED_TABLE = """
     VersionPublished   x    x   x   x   x   x   x   x   x   p   x   x
     PublishRejected    x    x   x   x   x   x   x   x   x   B   x   x
     Recovered          x    +   +   +   +   +   +   +   +   +   +   +
+"""
+
+# Groups come in by the step that asks for shares.
+#                     none sel adv rev und sha col che unm agg rel pub abo
+GROUPED_TABLE = """
+    RoundStarted       s    x   x   x   x   x   x   x   x   x   x   x   x
+    CandidatesSeen     x    +   =   =   =   =   =   =   =   =   =   =   =
+    RosterFixed        x    x   x   x   x   x   x   x   x   x   x   x   x
+    KeysAdvertised     x    x   +   =   =   =   =   =   =   =   =   =   =
+    NoncesRevealed     x    x   x   +   =   =   =   =   =   =   =   =   =
+    GroupsDrawn        x    x   x   x   +   x   x   x   x   x   x   x   x
+    SharesDealt        x    x   x   x   +   +   =   =   =   =   =   =   =
+    UpdatesStored      x    x   x   x   x   x   +   =   =   =   =   =   =
+    SurvivorsSigned    x    x   x   x   x   x   x   +   =   =   =   =   =
+    SharesReleased     x    x   x   x   x   x   x   x   g   =   =   =   =
+    ClientsDropped     x    =   +   +   +   +   +   +   +   =   =   =   =
+    DeadlineReached    x    b   b   b   b   b   b   b   B   B   B   =   =
+    AbortRequested     x    b   b   b   b   b   b   b   B   B   =   =   =
+    AggregateReady     x    x   x   x   x   x   x   x   x   l   x   x   x
+    AggregateRejected  x    x   x   x   x   x   x   x   x   B   x   x   x
+    VersionPublished   x    x   x   x   x   x   x   x   x   x   p   x   x
+    PublishRejected    x    x   x   x   x   x   x   x   x   x   B   x   x
+    Recovered          x    +   +   +   +   +   +   +   +   +   +   +   +
 """
 
 
@@ -173,12 +225,20 @@ def outcome(state: states.RoundState | None, event: events.Event) -> str:
 
 
 @pytest.mark.parametrize(
-    ("make", "name", "cell"), [*cells(OPEN_TABLE, OPEN), *cells(SEALED_TABLE, SEALED)]
+    ("make", "name", "cell"),
+    [
+        *cells(OPEN_TABLE, OPEN),
+        *cells(SEALED_TABLE, SEALED),
+        *cells(GROUPED_TABLE, GROUPED),
+    ],
 )
 def test_every_event_in_every_state(
     make: Callable[[], states.RoundState | None], name: str, cell: str
 ) -> None:
-    assert outcome(make(), EVENTS[name]) == cell
+    state, event = make(), EVENTS[name]
+    if isinstance(state, states.Aggregating) and isinstance(event, events.AggregateReady):
+        event = ready(len(state.survivors))
+    assert outcome(state, event) == cell
 
 
 def test_the_tables_know_every_event_and_every_state() -> None:

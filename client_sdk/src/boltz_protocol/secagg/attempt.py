@@ -1,4 +1,4 @@
-"""What a server knows of one attempt once its graph is fixed, built from what it has stored.
+"""What a server knows of one attempt once its graphs are fixed, built from what it has stored.
 
 An `Attempt` holds nothing secret: every replica builds the same one from the same rows, handlers
 check messages against it, and the coordinator recovers with it.
@@ -7,12 +7,12 @@ check messages against it, and the coordinator recovers with it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 from boltz_protocol.codec import parse_roster_entry
 from boltz_protocol.codec_sealed import parse_key_advertisement, parse_key_roster
-from boltz_protocol.errors import MalformedMessage
+from boltz_protocol.errors import MalformedMessage, RoundRefused
 from boltz_protocol.messages import RosterEntry, RoundConfiguration
 from boltz_protocol.messages_sealed import KeyAdvertisement, KeyRoster
 from boltz_protocol.secagg.agreement import Agreement, MaskEnd, agree, nonces_needed
@@ -63,7 +63,7 @@ def leaves_of(roster: Sequence[bytes]) -> tuple[SumNode, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One attempt of a sealed round, from the moment at which its graph is fixed.
+    """One attempt of a sealed or grouped round, from the moment at which its graphs are fixed.
 
     Attributes:
         configuration, configuration_sha256: and the digest of its statement.
@@ -72,8 +72,8 @@ class Attempt:
         advertisements: member -> its keys.
         key_roster, key_roster_sha256: and the digest of its statement.
         revealed: bitmap of the graph members.
-        nonces: theirs, in roster order; none where the graph is complete.
-        agreement: members, graph, and the mask context's digest.
+        nonces: theirs, in roster order; none where nothing had to be drawn.
+        agreement: members, graphs, and the mask context's digest.
     """
 
     configuration: RoundConfiguration
@@ -104,18 +104,18 @@ class Attempt:
             roster: serialised entries in roster order.
             advertisements: member -> payload of its KeyAdvertisement.
             key_roster: the mesh's own statement.
-            nonces: position -> nonce of those that revealed it; none where the graph is complete.
+            nonces: position -> nonce of those that revealed it; none where nothing is drawn.
 
         Raises:
             MalformedMessage: the rows do not belong together.
             RoundRefused: a nonce that does not open its commitment, another attempt's key roster.
-            InvalidPlan: too few members to withstand what the configuration says.
+            InvalidPlan: too few members to withstand what the configuration says, or for groups.
         """
         payload = parse_key_roster(key_roster.payload)
         members = indexes(payload.members, configuration.roster_size)
         if len(roster) != configuration.roster_size or set(advertisements) != set(members):
             raise MalformedMessage("stored entries and advertisements are not those of the roster")
-        inside = sorted(nonces) if nonces_needed(len(members)) else members
+        inside = sorted(nonces) if nonces_needed(configuration, len(members)) else members
         revealed = bitmap(inside, configuration.roster_size)
         opened = tuple(nonces[index] for index in inside) if inside is not members else ()
         sha256 = digest(key_roster)
@@ -142,27 +142,58 @@ class Attempt:
         )
 
     @property
-    def graph(self) -> Graph:
-        """Who masks with whom."""
-        return self.agreement.graph
+    def groups(self) -> tuple[tuple[int, ...], ...]:
+        """Positions by group, ascending in each: all graph members in one in a sealed round."""
+        return tuple(graph.members for graph in self.agreement.graphs)
+
+    @property
+    def graph_members(self) -> Set[int]:
+        """Positions of all that take part in masking."""
+        return self.agreement.graph_members
+
+    def group_of(self, index: int) -> int:
+        """Place in `groups` of the group that a graph member is in; 0 in a sealed round."""
+        return self.agreement.group_of(index)
+
+    def graph_of(self, index: int) -> Graph:
+        """Who masks with whom in the group of a graph member, with its threshold: shares that give
+        a secret back, and signatures that a client waits for."""
+        return self.agreement.graph_of(index)
+
+    def by_group(self, positions: Iterable[int]) -> dict[int, tuple[int, ...]]:
+        """Place in `groups` -> those of the graph members given that are in it, ascending. Groups
+        that have none of them are left out."""
+        found: dict[int, list[int]] = {}
+        for index in sorted(positions):
+            found.setdefault(self.group_of(index), []).append(index)
+        return {group: tuple(found[group]) for group in sorted(found)}
+
+    def check_survivors(self, survivors: Collection[int]) -> None:
+        """Refuse survivors whom their own clients would refuse, in any group that has some.
+
+        See `Graph.check_survivors`. Whether they are enough for the plan is not asked here.
+
+        Raises: MalformedMessage: one that is no graph member. RoundRefused.
+        """
+        if not survivors:
+            raise RoundRefused("0 survivors", survivors=0)
+        if not self.graph_members >= set(survivors):
+            raise MalformedMessage("a survivor that dealt no shares", field="survivors")
+        for group, of_group in self.by_group(survivors).items():
+            self.agreement.graphs[group].check_survivors(of_group)
 
     @property
     def context(self) -> bytes:
         """The mask context's digest."""
         return self.agreement.context
 
-    @property
-    def threshold(self) -> int:
-        """Shares that give a secret back, and signatures that a client waits for."""
-        return self.graph.threshold
-
     def holders_of(self, index: int) -> tuple[int, ...]:
         """Who holds shares of the client at `index`, ascending."""
-        return self.graph.holders(index)
+        return self.graph_of(index).holders(index)
 
     def dealers_of(self, index: int) -> tuple[int, ...]:
         """Whose shares the client at `index` holds, ascending."""
-        return self.graph.dealers(index)
+        return self.graph_of(index).dealers(index)
 
     def mask_end(self, index: int) -> MaskEnd:
         """The client at `index` as an end of pair masks."""

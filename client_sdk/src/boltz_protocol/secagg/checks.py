@@ -1,7 +1,8 @@
-"""The server's checks of what clients of a sealed round send; signatures are verified before.
+"""The server's checks of what clients of sealed and grouped rounds send, signatures apart.
 
-The server is not trusted with any secret, so these keep the round going, not its privacy: a message
-that would spoil the round for others is refused when it comes in, and its sender is known.
+Signatures are verified before. The server is not trusted with any secret, so these keep the round
+going, not its privacy: a message that would spoil it for others is refused when it comes in, and
+its sender is known.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ def check_dealt(
     _check_attempt(dealt.round_id, dealt.attempt, attempt.configuration)
     _check_sender(dealt.client_id, dealt.session_id, attempt.entries[dealer])
     _check_key_roster(dealt.key_roster_sha256, attempt)
-    if dealer not in attempt.graph.members:
+    if dealer not in attempt.graph_members:
         raise MalformedMessage(f"position {dealer} is not in the graph", field="holders")
     if dealt.holders != attempt.holders_of(dealer):
         raise MalformedMessage(
@@ -127,7 +128,8 @@ def check_released(  # noqa: PLR0917 - in the order of the protocol
     """Check every share that the client at `holder` releases against its dealer's commitment.
 
     A dealer may be missing: it may have dealt this holder something that did not open. That none
-    is named twice, the message's own type ensures.
+    is named twice, the message's own type ensures. In a group without survivors there is no sum to
+    unmask, and nobody releases anything.
 
     Args:
         dealt: sharer -> what it signed.
@@ -140,6 +142,9 @@ def check_released(  # noqa: PLR0917 - in the order of the protocol
     _check_attempt(released.round_id, released.attempt, attempt.configuration)
     if holder not in sharers:
         _refuse(attempt, holder, "releases shares and is no sharer")
+    graph = attempt.graph_of(holder)
+    if not any(index in graph for index in survivors):
+        _refuse(attempt, holder, "releases shares in a group without survivors")
     for share in released.shares:
         if share.dealer not in sharers or holder not in attempt.holders_of(share.dealer):
             _refuse(attempt, holder, f"holds no share of position {share.dealer}")
@@ -165,9 +170,14 @@ def _opens(attempt: Attempt, holder: int, share: ReleasedShare, dealt: DealtShar
 
 
 def enough(
-    attempt: Attempt, sharers: Collection[int], covered: Mapping[int, frozenset[int]]
+    attempt: Attempt,
+    sharers: Collection[int],
+    covered: Mapping[int, frozenset[int]],
+    survivors: Collection[int],
 ) -> bool:
-    """Whether every sharer's secret can be put together.
+    """Whether every secret that the sums need can be put together.
+
+    That is each sharer's, but for groups without survivors, which have no sum.
 
     Args:
         covered: holder -> dealers of whom it released a valid share.
@@ -176,7 +186,12 @@ def enough(
     for dealers in covered.values():
         for dealer in dealers:
             counts[dealer] += 1
-    return all(count >= attempt.threshold for count in counts.values())
+    summed = attempt.by_group(survivors)
+    return all(
+        count >= attempt.graph_of(dealer).threshold
+        for dealer, count in counts.items()
+        if attempt.group_of(dealer) in summed
+    )
 
 
 def _check_attempt(round_id: str, attempt: int, configuration: RoundConfiguration) -> None:

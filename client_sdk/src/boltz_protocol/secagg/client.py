@@ -1,4 +1,4 @@
-"""One client's side of one attempt of a sealed round, as a pure machine.
+"""One client's side of one attempt of a sealed or grouped round, as a pure machine.
 
 ::
 
@@ -110,7 +110,7 @@ class SecaggClient:
             payload: of `notice.key_roster`, verified under the mesh's key by the caller.
             digest: of that statement.
 
-        Returns: what to send, where a graph has to be drawn.
+        Returns: what to send, where a graph or groups have to be drawn.
 
         Raises: RoundRefused, MalformedMessage.
         """
@@ -122,7 +122,7 @@ class SecaggClient:
         )
 
     def take_peers(self, notice: ms.PeersNotice, verify_peer: VerifyPeer) -> ms.SharesDealt:
-        """Check the graph and every neighbour, and deal the shares.
+        """Check the graph or the group and every neighbour, and deal the shares.
 
         Args:
             verify_peer: checks a neighbour's certificate chain and the signature of its

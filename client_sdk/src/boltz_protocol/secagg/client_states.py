@@ -57,12 +57,15 @@ class Dealt:
     """The neighbours are known and hold shares; private keys are gone.
 
     Attributes:
+        graph: the one that this client is in.
+        graph_members: those of the other groups too, where there are groups.
         open_keys, pair_streams: by neighbour.
         kept: this client's share of its own secrets, where it holds one.
     """
 
     roster: VerifiedRoster = field(repr=False)
     graph: Graph = field(repr=False)
+    graph_members: frozenset[int] = field(repr=False)
     context: bytes
     peers: Mapping[int, VerifiedPeer] = field(repr=False)
     open_keys: Mapping[int, bytes] = field(repr=False)
@@ -83,6 +86,7 @@ class Ready:
 
     roster: VerifiedRoster = field(repr=False)
     graph: Graph = field(repr=False)
+    graph_members: frozenset[int] = field(repr=False)
     peers: Mapping[int, VerifiedPeer] = field(repr=False)
     sharers: frozenset[int]
     held: Mapping[int, HeldShare] = field(repr=False)

@@ -49,9 +49,21 @@ class Member:
         if round_id != self.configuration.round_id or attempt != self.configuration.attempt:
             raise RoundRefused("the notice belongs to another round or attempt")
 
-    def check_count(self, what: str, count: int) -> None:
-        """See `Floors.check_count`. Raises: RoundRefused."""
-        self.floors.check_count(what, count, self.configuration.min_survivors)
+    def check_count(self, what: str, own: int, everywhere: int) -> None:
+        """Refuse fewer clients than the owner or the configuration asks for.
+
+        Args:
+            own: clients in the sum that this client's update is part of, or that could be.
+            everywhere: clients in all sums of the round; the same in a sealed round.
+
+        Raises: RoundRefused.
+        """
+        grouping, least = self.configuration.grouping, self.configuration.min_survivors
+        if grouping is not None:
+            if everywhere < least:
+                raise RoundRefused(f"{everywhere} {what} in all groups; {least} are needed")
+            what, least = f"{what} in a group", grouping.min_group_survivors
+        self.floors.check_count(what, own, least)
 
 
 def advertise(me: Member, _: states.Fresh) -> tuple[states.State, Statement]:
@@ -98,10 +110,11 @@ def take_key_roster(
         raise RoundRefused("this client's keys are not in the key roster as it sent them")
     if roster.commitments[own] != commit_nonce(state.nonce):
         raise RoundRefused("this client's nonce commitment was altered")
-    members = len(roster.advertisements)
-    me.check_count("members", members)
+    members, grouping = len(roster.advertisements), me.configuration.grouping
+    largest = members if grouping is None else -(-members // grouping.groups)
+    me.check_count("members", largest, members)
     reveal = None
-    if nonces_needed(members):
+    if nonces_needed(me.configuration, members):
         reveal = ms.NonceReveal(me.configuration.round_id, me.configuration.attempt, state.nonce)
     return states.Rostered(state.share_keys, state.mask_keys, roster), reveal
 
@@ -109,7 +122,7 @@ def take_key_roster(
 def take_peers(
     me: Member, state: states.Rostered, notice: ms.PeersNotice, verify_peer: VerifyPeer
 ) -> tuple[states.State, ms.SharesDealt]:
-    """Draw the graph, verify all neighbours, deal the shares.
+    """Draw the graph or the groups, verify all neighbours, deal the shares.
 
     Raises: RoundRefused, MalformedMessage, LimitExceeded, InvalidPlan, whatever `verify_peer`
         raises.
@@ -124,10 +137,10 @@ def take_peers(
         revealed=notice.revealed,
         nonces=notice.nonces,
     )
-    graph, context = agreement.graph, agreement.context
-    if own not in graph:
+    if own not in agreement:
         raise RoundRefused("this client is not among the graph members")
-    me.check_count("graph members", len(graph.members))
+    graph, context = agreement.graph_of(own), agreement.context
+    me.check_count("graph members", len(graph.members), len(agreement.graph_members))
     neighbours = graph.neighbours(own)
     if len(notice.peers) != len(neighbours):
         raise RoundRefused(f"{len(notice.peers)} peers of {len(neighbours)} neighbours")
@@ -174,6 +187,7 @@ def take_peers(
     after = states.Dealt(
         roster=roster,
         graph=graph,
+        graph_members=frozenset(agreement.graph_members),
         context=context,
         peers=peers,
         open_keys={index: pair.open for index, pair in keys.items()},
@@ -231,6 +245,7 @@ def take_shares(
     after = states.Ready(
         roster=state.roster,
         graph=graph,
+        graph_members=state.graph_members,
         peers=state.peers,
         sharers=sharers,
         held={dealer: share for dealer, share in held.items() if share is not None},
@@ -250,13 +265,17 @@ def take_survivors(
     roster = state.roster
     if payload.mesh_id != me.configuration.mesh_id or payload.key_roster_sha256 != roster.sha256:
         raise RoundRefused("the survivors belong to another key roster")
-    survivors = frozenset(indexes(payload.survivors, me.configuration.roster_size))
-    own = me.entry.index
+    everywhere = frozenset(indexes(payload.survivors, me.configuration.roster_size))
+    # In other groups than its own no vector has a mask of this client in it: those who survive
+    # there are those groups' own business, but for their number.
+    own, survivors = me.entry.index, everywhere.intersection(state.graph.members)
     # Every survivor knows all its surviving neighbours as sharers, so the mask between any two of
     # them is in both vectors, and the graph is checked as it stands among the survivors.
     if not survivors & (state.peers.keys() | {own}) <= state.sharers:
         raise RoundRefused("a survivor is not among the sharers")
-    me.check_count("survivors", len(survivors))
+    if not everywhere <= state.graph_members:
+        raise MalformedMessage("a survivor that dealt no shares", field="survivors")
+    me.check_count("survivors", len(survivors), len(everywhere))
     state.graph.check_survivors(survivors)
     if own in survivors:
         if state.streams is not None:

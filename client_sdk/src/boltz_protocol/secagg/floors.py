@@ -1,8 +1,9 @@
-"""What an owner asks of a sealed round once its members and survivors are known.
+"""What an owner asks of a sealed or grouped round once its members and survivors are known.
 
 The configuration promises a fewest number of survivors, and each client's share of the noise is
 made for it; an owner may ask for more. Both are held against what the server shows: at the key
-roster, at the graph, and before anything is released.
+roster, at the graph, and before anything is released. In a grouped round the survivors are those of
+the client's own group, whose sum its update is part of.
 """
 
 from __future__ import annotations

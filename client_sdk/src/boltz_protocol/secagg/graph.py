@@ -123,18 +123,22 @@ def parameters(
         )
     corrupt = _decimal("corrupt_fraction", corrupt_fraction)
     dropout = _decimal("dropout_fraction", dropout_fraction)
+    against = _known(adversary)
+    found = _search(clients, corrupt, dropout, against)
+    if found is None:
+        raise _refusal(clients, corrupt, dropout, against)
+    return found
+
+
+def _known(adversary: str) -> Adversary:
     try:
-        against = Adversary(adversary)
+        return Adversary(adversary)
     except ValueError:
         raise InvalidPlan(
             f"adversary {adversary!r}; {' or '.join(Adversary)} would do",
             setting="adversary",
             would_do=Adversary.SEMI_MALICIOUS,
         ) from None
-    found = _search(clients, corrupt, dropout, against)
-    if found is None:
-        raise _refusal(clients, corrupt, dropout, against)
-    return found
 
 
 def parameters_among(
@@ -200,6 +204,12 @@ def _search(
     if clients > MAX_COMPLETE_GRAPH:
         found = tails.smallest(clients, colluding, leaving, semi_malicious=semi_malicious)
         return GraphParameters(*found) if found else None
+    return _complete(clients, colluding, leaving, semi_malicious=semi_malicious)
+
+
+def _complete(
+    clients: int, colluding: int, leaving: int, *, semi_malicious: bool
+) -> CompleteGraphParameters | None:
     if semi_malicious:
         threshold = (clients + colluding) // 2 + 1
     else:
@@ -207,6 +217,22 @@ def _search(
     if clients - leaving < threshold:
         return None
     return CompleteGraphParameters(clients - 1, threshold)
+
+
+def complete_graph(
+    clients: int, colluding: int, dropout_fraction: float, adversary: str
+) -> CompleteGraphParameters | None:
+    """Dimensions of a complete graph with a known number of colluding clients, or None.
+
+    Args:
+        clients: 2 to `limits.MAX_COMPLETE_GRAPH`.
+
+    Raises: InvalidPlan for a fraction outside [0, 1) or an adversary that is not known.
+    """
+    assert 1 < clients <= MAX_COMPLETE_GRAPH, "a complete graph"
+    semi_malicious = _known(adversary) is Adversary.SEMI_MALICIOUS
+    leaving = tolerated_dropouts(clients, dropout_fraction)
+    return _complete(clients, colluding, leaving, semi_malicious=semi_malicious)
 
 
 def _refusal(
@@ -308,7 +334,7 @@ class Graph:
                 field="members",
             )
         assert is_complete or parameters.neighbours % 2 == 0, "as many to either side"
-        ring = tuple(members) if is_complete else _shuffled(members, _words(seed))
+        ring = tuple(members) if is_complete else shuffled(members, seed)
         return cls(
             members=tuple(members),
             threshold=parameters.threshold,
@@ -384,8 +410,17 @@ class Graph:
                 yield index, totals[place + 2 * reach + 1] - totals[place] - 1
 
 
+def shuffled(members: Sequence[int], seed: bytes) -> tuple[int, ...]:
+    """A uniform order of the members: Fisher and Yates, see the head of this module.
+
+    Args:
+        members: in ascending order.
+        seed: 32 bytes of `graph_seed`.
+    """
+    return _shuffled(members, _words(seed))
+
+
 def _shuffled(members: Sequence[int], words: Iterator[int]) -> tuple[int, ...]:
-    """A uniform order of the members: Fisher and Yates, see the head of this module."""
     order = list(members)
     for last in range(len(order) - 1, 0, -1):
         bound = last + 1

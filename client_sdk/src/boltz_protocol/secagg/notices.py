@@ -1,4 +1,4 @@
-"""What the server shows each client of a sealed round, from what it has stored."""
+"""What the server shows each client of a sealed or grouped round, from what it has stored."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def key_roster_notice(key_roster: Statement, roster: Sequence[bytes]) -> KeyRost
 def peers_notice(
     attempt: Attempt, receiver: int, advertisements: Mapping[int, Statement]
 ) -> PeersNotice:
-    """All neighbours of one graph member.
+    """All neighbours of one graph member: in a grouped round the others of its group.
 
     Args:
         advertisements: of the neighbours at least.
@@ -47,7 +47,7 @@ def peers_notice(
         nonces=attempt.nonces,
         peers=tuple(
             Peer(attempt.roster[index], advertisements[index])
-            for index in attempt.graph.neighbours(receiver)
+            for index in attempt.graph_of(receiver).neighbours(receiver)
         ),
     )
 
@@ -94,5 +94,9 @@ def signatures_notice(
     return SignaturesNotice(
         attempt.configuration.round_id,
         attempt.configuration.attempt,
-        tuple(seen[index] for index in attempt.graph.neighbours(receiver) if index in seen),
+        tuple(
+            seen[index]
+            for index in attempt.graph_of(receiver).neighbours(receiver)
+            if index in seen
+        ),
     )

@@ -8,7 +8,7 @@ lets one kind through.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -46,6 +46,8 @@ def recover(
 ) -> Recovered:
     """Put every sharer's secret together from exactly as many shares as the threshold says.
 
+    Sharers of a group without survivors are left alone: there is nothing to unmask.
+
     Args:
         dealt: sharer -> what it signed.
         released: holder -> its shares, each of which `checks.check_released` let through, and
@@ -54,19 +56,25 @@ def recover(
     Raises: DealerBlamed naming those whose shares, though they are the ones signed for, do not give
         the secret that was signed for.
     """
-    shares: dict[int, dict[int, bytes]] = {dealer: {} for dealer in sorted(sharers)}
+    summed = attempt.by_group(survivors)
+    shares: dict[int, dict[int, bytes]] = {
+        dealer: {} for dealer in sorted(sharers) if attempt.group_of(dealer) in summed
+    }
     # Ascending, so that as many dealers as possible share a set of holders and its coefficients.
     for holder in sorted(released):
         for share in released[holder].shares:
             of_dealer = shares[share.dealer]
-            if len(of_dealer) < attempt.threshold:
+            if len(of_dealer) < attempt.graph_of(share.dealer).threshold:
                 of_dealer[holder] = share.share
-    interpolator = Interpolator(attempt.threshold)
+    interpolators = {
+        group: Interpolator(attempt.agreement.graphs[group].threshold) for group in summed
+    }
     seeds: dict[int, bytes] = {}
     mask_keys: dict[int, KeyPair] = {}
     blamed: list[int] = []
     for dealer, of_dealer in shares.items():
-        assert len(of_dealer) == attempt.threshold, "recovery waits for enough shares"
+        interpolator = interpolators[attempt.group_of(dealer)]
+        assert len(of_dealer) == interpolator.threshold, "recovery waits for enough shares"
         try:
             secret = interpolator.reconstruct(of_dealer)
         except MalformedMessage:
@@ -97,21 +105,32 @@ def mask_streams_to_remove(
     recovered: Recovered,
     survivors: Collection[int],
     sharers: Collection[int],
-) -> tuple[MaskStream, ...]:
-    """What to apply to the plain sum of the survivors' masked vectors to unmask it.
+) -> dict[int, tuple[MaskStream, ...]]:
+    """What to apply to the plain sum of a group's survivors' masked vectors to unmask it.
 
     Self masks are subtracted. A sharer that did not survive would have applied the opposite of
     what each surviving neighbour applied: its own half of their pair mask is what is missing.
+
+    Returns: place in `attempt.groups` -> its streams, for each group that has survivors: of a
+        sealed round the only one, 0.
     """
-    streams = []
-    for index in sorted(survivors):
+    left = attempt.by_group(set(sharers).difference(survivors))
+    return {
+        group: tuple(_streams(attempt, recovered, of_group, left.get(group, ())))
+        for group, of_group in attempt.by_group(survivors).items()
+    }
+
+
+def _streams(
+    attempt: Attempt, recovered: Recovered, survivors: Collection[int], left: Collection[int]
+) -> Iterator[MaskStream]:
+    """Of one group: its survivors, and its sharers that did not survive."""
+    alive = frozenset(survivors)
+    for index in survivors:
         client_id = attempt.entries[index].client_id
-        streams.append(self_stream_of(client_id, recovered.seeds[index], attempt.context).removed())
-    for index in sorted(set(sharers).difference(survivors)):
+        yield self_stream_of(client_id, recovered.seeds[index], attempt.context).removed()
+    for index in left:
         own, keys = attempt.mask_end(index), recovered.mask_keys[index]
-        streams.extend(
-            pair_stream_of(own, keys, attempt.mask_end(neighbour), attempt.context)
-            for neighbour in attempt.graph.neighbours(index)
-            if neighbour in survivors
-        )
-    return tuple(streams)
+        for neighbour in attempt.graph_of(index).neighbours(index):
+            if neighbour in alive:
+                yield pair_stream_of(own, keys, attempt.mask_end(neighbour), attempt.context)

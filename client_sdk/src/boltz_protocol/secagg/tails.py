@@ -39,10 +39,13 @@ import math
 from functools import lru_cache
 from typing import Final
 
-from boltz_protocol.limits import MAX_NEIGHBOURS
+from boltz_protocol.limits import MAX_COMPLETE_GRAPH, MAX_NEIGHBOURS, MIN_GROUP
 
 #: Each security event fails with probability at most 2^-41 / n: two of them, hence 2^-40 in all.
 SECURITY_BITS: Final = 41
+#: A group of a grouped round holds more corrupt members than it is made for: the one event that the
+#: security of grouped rounds leaves to chance.
+GROUP_SECURITY_BITS: Final = 40
 #: A round cannot be finished for want of shares: 2^-20, by a union bound over its clients.
 CORRECTNESS_BITS: Final = 20
 #: With a threshold of 1 a share would be the secret itself.
@@ -94,6 +97,31 @@ def is_connected(clients: int, neighbours: int, bad: int) -> bool:
     pairs_twice = clients * (clients - neighbours - 1)
     outcomes = pairs_twice * math.perm(bad, neighbours)
     return outcomes * (clients << SECURITY_BITS) <= 2 * math.perm(clients, neighbours)
+
+
+@lru_cache(maxsize=1024)
+def most_in_a_group(clients: int, corrupt: int, groups: int) -> int:
+    """The most corrupt members that any group of a grouped round holds, except with 2^-40.
+
+    Groups are drawn at random, so that the number X of corrupt members of one is hypergeometric,
+    and q is the smallest number for which groups * P(X > q) <= 2^-40. Honest clients may leave
+    before the draw while all corrupt ones stay. Of all numbers of members that make a largest group
+    of a given size, the smallest has the heaviest tail, since one more honest member only lowers X;
+    q is the largest over these sizes.
+
+    Args:
+        clients: of the roster, `limits.MIN_GROUP` to `limits.MAX_COMPLETE_GRAPH` a group.
+        corrupt: of them.
+    """
+    assert MIN_GROUP * groups <= clients <= MAX_COMPLETE_GRAPH * groups, "groups of such sizes"
+    worst = 0
+    for size in range(MIN_GROUP, -(-clients // groups) + 1):
+        members = max(MIN_GROUP * groups, (size - 1) * groups + 1)
+        marked = Quantile(members, min(corrupt, members), bits=GROUP_SECURITY_BITS, events=groups)
+        for _ in range(size):
+            marked.draw()
+        worst = max(worst, marked.value)
+    return worst
 
 
 @lru_cache(maxsize=1024)

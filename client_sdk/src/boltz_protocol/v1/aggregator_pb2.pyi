@@ -472,6 +472,7 @@ class RoundConfiguration(_message.Message):
     CREATED_AT_MS_FIELD_NUMBER: _builtins.int
     PROTOCOL_VERSION_FIELD_NUMBER: _builtins.int
     SECURE_AGGREGATION_FIELD_NUMBER: _builtins.int
+    GROUPING_FIELD_NUMBER: _builtins.int
     mesh_id: _builtins.str
     """Name of the mesh. Set by the server."""
     round_id: _builtins.str
@@ -513,7 +514,7 @@ class RoundConfiguration(_message.Message):
     max_weight: _builtins.int
     """Largest weight in the roster; contributions are scaled by weight / max_weight. Set by the server."""
     min_survivors: _builtins.int
-    """Fewest survivors with which the round goes on. Set by the plan."""
+    """Fewest survivors with which the round goes on, in all groups together where there are groups. Set by the plan."""
     deadline_ms: _builtins.int
     """End of COLLECTING, Unix time in milliseconds. Set by the server."""
     chunk_coordinates: _builtins.int
@@ -541,6 +542,10 @@ class RoundConfiguration(_message.Message):
     @_builtins.property
     def secure_aggregation(self) -> Global___SecureAggregation:
         """What the graph of neighbours must withstand; present exactly when `mode` is not ROUND_MODE_OPEN. Set by the plan."""
+
+    @_builtins.property
+    def grouping(self) -> Global___Grouping:
+        """How the members are cut into groups; present exactly when `mode` is ROUND_MODE_GROUPED. Set by the plan."""
 
     def __init__(
         self,
@@ -576,14 +581,43 @@ class RoundConfiguration(_message.Message):
         created_at_ms: _builtins.int = ...,
         protocol_version: _builtins.int = ...,
         secure_aggregation: Global___SecureAggregation | None = ...,
+        grouping: Global___Grouping | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["encryption_key", b"encryption_key", "secure_aggregation", b"secure_aggregation"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["encryption_key", b"encryption_key", "grouping", b"grouping", "secure_aggregation", b"secure_aggregation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "base_version", b"base_version", "bound_l2", b"bound_l2", "chunk_coordinates", b"chunk_coordinates", "clip_norm", b"clip_norm", "created_at_ms", b"created_at_ms", "deadline_ms", b"deadline_ms", "delta", b"delta", "encryption_key", b"encryption_key", "epsilon_budget", b"epsilon_budget", "hyperparameters_json", b"hyperparameters_json", "lanes", b"lanes", "max_weight", b"max_weight", "mesh_id", b"mesh_id", "min_survivors", b"min_survivors", "mode", b"mode", "model_id", b"model_id", "model_sha256", b"model_sha256", "noise_multiplier", b"noise_multiplier", "optimizer_state_sha256", b"optimizer_state_sha256", "parameters", b"parameters", "plan_revision", b"plan_revision", "privacy", b"privacy", "protocol_version", b"protocol_version", "roster_root", b"roster_root", "roster_size", b"roster_size", "round_id", b"round_id", "scale", b"scale", "secure_aggregation", b"secure_aggregation", "suite", b"suite", "total_weight", b"total_weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "base_version", b"base_version", "bound_l2", b"bound_l2", "chunk_coordinates", b"chunk_coordinates", "clip_norm", b"clip_norm", "created_at_ms", b"created_at_ms", "deadline_ms", b"deadline_ms", "delta", b"delta", "encryption_key", b"encryption_key", "epsilon_budget", b"epsilon_budget", "grouping", b"grouping", "hyperparameters_json", b"hyperparameters_json", "lanes", b"lanes", "max_weight", b"max_weight", "mesh_id", b"mesh_id", "min_survivors", b"min_survivors", "mode", b"mode", "model_id", b"model_id", "model_sha256", b"model_sha256", "noise_multiplier", b"noise_multiplier", "optimizer_state_sha256", b"optimizer_state_sha256", "parameters", b"parameters", "plan_revision", b"plan_revision", "privacy", b"privacy", "protocol_version", b"protocol_version", "roster_root", b"roster_root", "roster_size", b"roster_size", "round_id", b"round_id", "scale", b"scale", "secure_aggregation", b"secure_aggregation", "suite", b"suite", "total_weight", b"total_weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RoundConfiguration: _TypeAlias = RoundConfiguration  # noqa: Y015
+
+@_typing.final
+class Grouping(_message.Message):
+    """How the members of a grouped round are cut into groups that mask, share, sign and unmask among themselves alone. The groups are
+    drawn anew in each attempt, from the nonces of the graph members (see docs/partners.md), so that nobody chooses them.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUPS_FIELD_NUMBER: _builtins.int
+    MIN_GROUP_SURVIVORS_FIELD_NUMBER: _builtins.int
+    groups: _builtins.int
+    """Number of groups, 2 to 2000; the drawn groups differ in size by at most one, and each has 5 to 50 members. Set by the plan."""
+    min_group_survivors: _builtins.int
+    """Fewest survivors of a group whose sum counts, 3 to 50; each client's share of the noise is made for it. Set by the plan."""
+    def __init__(
+        self,
+        *,
+        groups: _builtins.int = ...,
+        min_group_survivors: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["groups", b"groups", "min_group_survivors", b"min_group_survivors"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Grouping: _TypeAlias = Grouping  # noqa: Y015
 
 @_typing.final
 class SecureAggregation(_message.Message):
@@ -645,7 +679,7 @@ class RosterEntry(_message.Message):
     quality_bucket: _builtins.int
     """As checked in. Set by the client."""
     group_id: _builtins.int
-    """Group in a `grouped` round; 0 otherwise. Set by the server."""
+    """Reserved for groups that are fixed before a round; always 0, since grouped rounds draw theirs in the attempt. Set by the server."""
     @_builtins.property
     def certificate_chain_der(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """The client's certificate chain (DER), its own first; empty in `open` rounds, where nobody checks peers. Set by the server."""

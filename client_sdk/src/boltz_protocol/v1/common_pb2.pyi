@@ -52,7 +52,7 @@ class _RoundModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RoundMode.V
     ROUND_MODE_SEALED: _RoundMode.ValueType  # 2
     """One noised sum over all survivors, and who they were. Clients mask their updates and add their own shares of the noise."""
     ROUND_MODE_GROUPED: _RoundMode.ValueType  # 3
-    """One noised sum for each group of survivors. Reserved: no server of this version runs it."""
+    """One noised sum for each group of survivors, and who they were. Clients mask their updates and add their own shares of the noise."""
 
 class RoundMode(_RoundMode, metaclass=_RoundModeEnumTypeWrapper):
     """What the server can see of one client's delta."""
@@ -64,7 +64,7 @@ ROUND_MODE_OPEN: RoundMode.ValueType  # 1
 ROUND_MODE_SEALED: RoundMode.ValueType  # 2
 """One noised sum over all survivors, and who they were. Clients mask their updates and add their own shares of the noise."""
 ROUND_MODE_GROUPED: RoundMode.ValueType  # 3
-"""One noised sum for each group of survivors. Reserved: no server of this version runs it."""
+"""One noised sum for each group of survivors, and who they were. Clients mask their updates and add their own shares of the noise."""
 Global___RoundMode: _TypeAlias = RoundMode  # noqa: Y015
 
 class _Suite:

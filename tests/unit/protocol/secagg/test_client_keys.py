@@ -286,7 +286,7 @@ def test_neighbours_of_another_graph() -> None:
     stranger = next(
         i
         for i in range(1, 52)
-        if world.attempt.graph.neighbours(i) != world.attempt.graph.neighbours(0)
+        if world.attempt.graph_of(i).neighbours(i) != world.attempt.graph_of(0).neighbours(0)
     )
     refused(world.clients[0], offer_peers(world, world.peers_of(stranger)), "is the neighbour")
 
@@ -294,9 +294,11 @@ def test_neighbours_of_another_graph() -> None:
 def test_survivors_that_cut_the_graph() -> None:
     """A server that knows the ring declares all but one neighbour of a client dropped."""
     world = sparse().until_uploaded()
-    gone = set(world.attempt.graph.neighbours(0)[1:])
+    gone = set(world.attempt.graph_of(0).neighbours(0)[1:])
     seen_by = next(
-        i for i in range(1, 52) if i not in gone and 0 not in world.attempt.graph.neighbours(i)
+        i
+        for i in range(1, 52)
+        if i not in gone and 0 not in world.attempt.graph_of(i).neighbours(i)
     )
     for index in gone:
         del world.uploads[index]

@@ -56,21 +56,21 @@ def offer_signatures(
 
 def test_too_few_signatures() -> None:
     world = World.of(SIZE).until_seen()
-    assert world.attempt.threshold == 3
+    assert world.attempt.graph_of(0).threshold == 3
     refused(world.clients[0], offer_signatures(world, 0, world.seen[1]), "2 signatures")
     offer_signatures(world, 1, world.seen[0], world.seen[2])()
 
 
 def test_in_a_sparse_graph_its_own_signature_does_not_count() -> None:
     world = sparse().until_seen()
-    threshold = world.attempt.threshold
-    near = [world.seen[index] for index in world.attempt.graph.neighbours(0)]
+    threshold = world.attempt.graph_of(0).threshold
+    near = [world.seen[index] for index in world.attempt.graph_of(0).neighbours(0)]
     refused(
         world.clients[0],
         offer_signatures(world, 0, *near[: threshold - 1]),
         f"{threshold - 1} signatures",
     )
-    near = [world.seen[index] for index in world.attempt.graph.neighbours(1)]
+    near = [world.seen[index] for index in world.attempt.graph_of(1).neighbours(1)]
     offer_signatures(world, 1, *near[:threshold])()
 
 

@@ -33,7 +33,7 @@ from tests.unit.protocol.secagg.refusals import (
 def test_shares_of_something_else_or_too_few() -> None:
     world = World.of(SIZE).until_dealt()
     notice = world.shares_for(0)
-    threshold = world.attempt.threshold
+    threshold = world.attempt.graph_of(0).threshold
     changes = [
         (replace(notice, round_id=OTHER_ROUND), "another round"),
         (replace(notice, attempt=2), "another round"),

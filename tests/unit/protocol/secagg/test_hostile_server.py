@@ -43,7 +43,7 @@ def sum_of(world: World, streams: dict[int, tuple[MaskStream, ...]]) -> Vector:
     for index, given_out in streams.items():
         world.uploads[index] = world.masked(index, given_out)
         masks.append(given_out[0].removed())
-    return world.unmasked_sum(streams=masks)
+    return world.unmasked_sum(streams={0: masks})
 
 
 def all_streams(world: World) -> dict[int, tuple[MaskStream, ...]]:
@@ -208,7 +208,7 @@ def test_another_graph_for_one_client_gives_noise() -> None:
     world.advertise(range(52))
     world.show_roster(range(52), world.fix_roster())
     attempt = world.fix_graph()
-    hidden = next(i for i in range(1, 52) if i not in attempt.graph.neighbours(VICTIM))
+    hidden = next(i for i in range(1, 52) if i not in attempt.graph_of(VICTIM).neighbours(VICTIM))
     nonce = world.nonces.pop(hidden)
     other = world.fix_graph()
     assert other.context != attempt.context
@@ -254,7 +254,7 @@ def test_two_sets_of_survivors_release_nothing() -> None:
 def test_an_accomplice_may_sign_both_and_it_is_not_enough() -> None:
     """The threshold of a semi-malicious plan: 2t > n + colluders."""
     world = World.of(7, corrupt_fraction=0.15).until_uploaded()
-    assert world.attempt.threshold == 5
+    assert world.attempt.graph_of(0).threshold == 5
     all_in = world.survivors_payload()
     without = replace(all_in, survivors=bitmap(range(1, 7), 7))
     seen = {

@@ -61,7 +61,7 @@ def test_sparse_graph_with_as_many_dropouts_as_planned(
     world = World.of(size, seed=seed, corrupt_fraction=0.05, dropout_fraction=0.05)
     left = data.draw(leavers(size, size // 20))
     assert np.array_equal(world.run(left), world.plain_sum())
-    assert world.attempt.graph.is_complete == (len(world.advertisements) <= 50)
+    assert world.attempt.agreement.graphs[0].is_complete == (len(world.advertisements) <= 50)
 
 
 @settings(SLOW, max_examples=5)
@@ -97,7 +97,7 @@ def test_a_vector_of_several_chunks() -> None:
 
 def test_masks_hide_every_vector_and_the_sum() -> None:
     world = World.of(5, coordinates=2000).until_uploaded()
-    hidden = world.unmasked_sum(streams=())
+    hidden = world.unmasked_sum(streams={0: ()})
     assert np.count_nonzero(hidden == world.plain_sum()) < 20
 
 
