@@ -22,7 +22,6 @@ from boltz_client.backoff import Clock
 from boltz_mesh.services.identity.authority import Authority, new_root
 from boltz_protocol import codec, limits, weights
 from boltz_protocol import messages as m
-from boltz_protocol.aggregate import Accumulator, release
 from boltz_protocol.encoding import plan_encoding
 from boltz_protocol.envelope import Opener, unwrap_as_recipient
 from boltz_protocol.errors import (
@@ -32,8 +31,10 @@ from boltz_protocol.ids import ClientId, ModelId, new_round_id
 from boltz_protocol.join import JoinString, new_token
 from boltz_protocol.keys import public_key_der, public_key_id
 from boltz_protocol.model_file import Vector, encode_model, read_vector
+from boltz_protocol.packing import add_packed24, decode_sum
 from boltz_protocol.sealing import round_encoding, update_context, update_layout
 from boltz_protocol.statement import Statement, digest, sign_ed25519
+from boltz_protocol.update import chunk_slice
 from boltz_protocol.v1 import aggregator_pb2, model_store_pb2
 from tests.support import samples_sealed
 from tests.support.keys import vector_rsa_key
@@ -326,23 +327,20 @@ class MiniMesh:
 
     def _fold(self, round: Round, received: dict[str, Update]) -> int:
         configuration = round.configuration
-        accumulator = Accumulator(configuration.coordinates)
+        coordinates, parameters = configuration.coordinates, configuration.parameters
+        accumulator = np.zeros(coordinates, np.uint32)
         for update in received.values():
             opener = self.opener(round, update.manifest)
             for index, cipher in enumerate(update.chunks):
                 plain = bytearray(opener.layout.plain_bytes(index))
                 opener.open_into(index, cipher, plain)
-                accumulator.fold(index, plain)
-        total = accumulator.finish(
-            encoding=round_encoding(configuration),
-            lanes=len(configuration.lanes),
-            contributors=len(received),
-            weight_total=sum(round.entries[name][1].weight for name in received),
-            max_weight=configuration.max_weight,
-        )
-        mean = release(total)
-        self.lanes = mean.lanes
-        return self.publish((self.vector + mean.values).astype(np.float32), "made by a round")
+                add_packed24(accumulator[chunk_slice(index, coordinates)], plain)
+        limit = round_encoding(configuration).sum_limit(len(received), noised=False)
+        weight = sum(round.entries[name][1].weight for name in received)
+        unit = configuration.max_weight / (configuration.scale * weight)
+        mean = decode_sum(accumulator, limit) * unit
+        self.lanes = tuple(mean[parameters:].tolist())
+        return self.publish((self.vector + mean[:parameters]).astype(np.float32), "made by a round")
 
     def opener(self, round: Round, manifest: m.UpdateManifest) -> Opener:
         key = unwrap_as_recipient(manifest.wrapped_content_key, vector_rsa_key())

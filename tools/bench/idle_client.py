@@ -13,7 +13,17 @@ from pathlib import Path
 
 import numpy as np
 
-from boltz_client import MeshClient, Notice, NoticeKind, RoundContext, TrainResult, enroll
+from boltz_client import (
+    MeshClient,
+    Notice,
+    NoticeKind,
+    OwnerLimits,
+    RoundContext,
+    TrainResult,
+    enroll,
+)
+from boltz_client.heap import keep_heap
+from boltz_client.owner import ALL_MODES
 from boltz_protocol.model_file import Vector
 
 
@@ -50,7 +60,7 @@ async def main(store: Path, model: str) -> None:
     loop = asyncio.get_running_loop()
     join = (await loop.run_in_executor(None, sys.stdin.readline)).strip()
     await enroll(join, store)
-    async with MeshClient.open(store) as client:
+    async with MeshClient.open(store, owner=OwnerLimits(modes=ALL_MODES)) as client:
         running = asyncio.create_task(client.participate(Idle(), model, notify=report))
         end = asyncio.ensure_future(loop.run_in_executor(None, sys.stdin.read))
         await asyncio.wait({running, end}, return_when=asyncio.FIRST_COMPLETED)
@@ -59,4 +69,5 @@ async def main(store: Path, model: str) -> None:
 
 
 if __name__ == "__main__":
+    keep_heap()  # as `boltz-client` does
     asyncio.run(main(Path(sys.argv[1]), sys.argv[2]))

@@ -45,8 +45,9 @@ privacy = "{privacy}"
 {noise}
 promotion = "automatic"
 """
-NOISE = """noise_multiplier = 1.0
-budget = { epsilon = 1000.0, delta = 1e-6 }"""
+#: So much noise that the budget does not end before the benchmark does.
+NOISE = """noise_multiplier = 10.0
+budget = { epsilon = 20.0, delta = 1e-6 }"""
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def parsed_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--clients", type=int, default=4)
     parser.add_argument("--params", type=int, default=1_000_000)
-    parser.add_argument("--mode", choices=["open"], default="open")
+    parser.add_argument("--mode", choices=["open", "sealed"], default="open")
     parser.add_argument("--privacy", choices=["client-dp", "none"], default="client-dp")
     parser.add_argument("--rounds", type=int, default=7, help="counted rounds, after one more")
     parser.add_argument("--json", action="store_true", help="print JSON")

@@ -12,6 +12,7 @@ from boltz_client.ledger import Ledger, LedgerEvent
 from boltz_client.models import PulledModel
 from boltz_client.notices import Notice, NoticeKind, Summary
 from boltz_client.owner import OwnerLimits
+from boltz_client.peer_checks import PeerMemory
 from boltz_client.trainer import RoundContext, Trainer, TrainResult
 from boltz_protocol.errors import MeshError
 from boltz_protocol.messages import RoundMode
@@ -27,6 +28,7 @@ __all__ = [
     "Notice",
     "NoticeKind",
     "OwnerLimits",
+    "PeerMemory",
     "Profile",
     "PulledModel",
     "RoundContext",

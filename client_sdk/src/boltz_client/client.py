@@ -33,7 +33,7 @@ from boltz_client.models import PulledModel
 from boltz_client.notices import Notice, Summary
 from boltz_client.offers import AcceptedRound, Self, check_base, check_offer
 from boltz_client.owner import OwnerLimits
-from boltz_client.peer_checks import PeerChecks
+from boltz_client.peer_checks import PeerChecks, PeerMemory
 from boltz_client.pulling import Puller
 from boltz_client.seal import seal
 from boltz_client.session import Participation
@@ -72,6 +72,7 @@ class MeshClient:
         owner: limits that the owner of the data sets; see `OwnerLimits`.
         region: told at each check-in; may be empty.
         clock: for tests.
+        memory: of peers that were verified; clients of one process may share one.
 
     Raises: StateConflict when the store is not enrolled.
     """
@@ -83,6 +84,7 @@ class MeshClient:
         owner: OwnerLimits | None = None,
         region: str = "",
         clock: Clock = system_clock,
+        memory: PeerMemory | None = None,
     ) -> None:
         m.check_region(region)
         if store.client_id is None:
@@ -95,7 +97,7 @@ class MeshClient:
         self._client_id: ClientId = store.client_id
         self._store = store
         self._clock = clock
-        self._link = MeshLink(store, clock)
+        self._link = MeshLink(store, clock, memory)
         self._puller = Puller(self._link, self.spool.folder, store.identity.mesh)
         self.ledger = Ledger(store.folder)
         self._charges = Charges(self.ledger, self.owner, self.server_time_ms)
@@ -112,13 +114,14 @@ class MeshClient:
         owner: OwnerLimits | None = None,
         region: str = "",
         clock: Clock = system_clock,
+        memory: PeerMemory | None = None,
     ) -> AsyncIterator[MeshClient]:
         """Open a key store and a client on it.
 
         Raises: ConfigurationError, KeyStoreLocked, StateConflict.
         """
         with await asyncio.to_thread(KeyStore.open, Path(folder)) as store:
-            async with cls(store, owner=owner, region=region, clock=clock) as client:
+            async with cls(store, owner=owner, region=region, clock=clock, memory=memory) as client:
                 yield client
 
     async def __aenter__(self) -> MeshClient:

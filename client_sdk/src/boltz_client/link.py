@@ -14,7 +14,7 @@ from boltz_client.backoff import Backoff, Clock, StopWithoutProgress
 from boltz_client.connection import answered, is_passing, secure_channel
 from boltz_client.keystore import KeyStore
 from boltz_client.mesh_keys import MeshKeys
-from boltz_client.peer_checks import PeerChecks
+from boltz_client.peer_checks import PeerChecks, PeerMemory
 from boltz_client.tracing import call_metadata
 from boltz_protocol import limits
 from boltz_protocol.chunk_wire import WireChunk, parse_chunk
@@ -78,11 +78,12 @@ class MeshLink:
     Args:
         store: an enrolled key store.
         clock: this machine's.
+        memory: what was verified of peers by other clients of this process; None for its own.
     """
 
-    def __init__(self, store: KeyStore, clock: Clock) -> None:
+    def __init__(self, store: KeyStore, clock: Clock, memory: PeerMemory | None = None) -> None:
         self.keys = MeshKeys(store.identity.mesh, store.root)
-        self.peers = PeerChecks(store.identity.mesh, store.root, self.server_time_ms)
+        self.peers = PeerChecks(store.identity.mesh, store.root, self.server_time_ms, memory)
         self._store = store
         self._clock = clock
         self._stubs: Stubs | None = None

@@ -15,9 +15,11 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import TypeVar
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from boltz_protocol import codec, limits
 from boltz_protocol import messages as m
@@ -37,6 +39,42 @@ class _Verified:
     not_after: datetime
 
 
+_Key = TypeVar("_Key")
+_Value = TypeVar("_Value")
+
+
+class PeerMemory:
+    """What was verified of peers, so as not to verify it in each round.
+
+    Several clients of one process may share it, whatever their meshes: all that is remembered is
+    filed under the mesh and the root that it was verified for. Threads may share it.
+    """
+
+    __slots__ = ("_lock", "certificates", "check_ins")
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        #: SHA-256 of mesh, root and chain -> what came of it. Certificates live for many rounds.
+        self.certificates: OrderedDict[bytes, _Verified] = OrderedDict()
+        #: The same, and a check-in -> what it says. A session speaks one for many rounds.
+        self.check_ins: OrderedDict[tuple[bytes, Statement], m.CheckIn] = OrderedDict()
+
+    def __repr__(self) -> str:
+        return f"PeerMemory({len(self.certificates)} certificates, {len(self.check_ins)} check-ins)"
+
+    def recall(self, what: OrderedDict[_Key, _Value], name: _Key) -> _Value | None:
+        """What is known under a name, if anything."""
+        with self._lock:
+            return what.get(name)
+
+    def keep(self, what: OrderedDict[_Key, _Value], name: _Key, value: _Value) -> None:
+        """Remember; the oldest goes when there is too much."""
+        with self._lock:
+            what[name] = value
+            while len(what) > limits.MAX_CACHED_PEERS:
+                what.popitem(last=False)
+
+
 class PeerChecks:
     """Verifies peers of one mesh. Threads may share it.
 
@@ -44,19 +82,23 @@ class PeerChecks:
         mesh_id: name of the mesh.
         root: its root certificate, pinned at enrolment.
         server_time_ms: Unix time by the server's clock.
+        memory: of what was verified before; its own where none is given.
     """
 
-    __slots__ = ("_lock", "_mesh_id", "_root", "_server_time_ms", "_verified")
+    __slots__ = ("_anchor", "_memory", "_mesh_id", "_root", "_server_time_ms")
 
     def __init__(
-        self, mesh_id: str, root: x509.Certificate, server_time_ms: Callable[[], int]
+        self,
+        mesh_id: str,
+        root: x509.Certificate,
+        server_time_ms: Callable[[], int],
+        memory: PeerMemory | None = None,
     ) -> None:
         self._mesh_id = mesh_id
         self._root = root
         self._server_time_ms = server_time_ms
-        self._lock = threading.Lock()
-        # SHA-256 of a chain -> what came of it. Certificates live for many rounds.
-        self._verified: OrderedDict[bytes, _Verified] = OrderedDict()
+        self._memory = memory if memory is not None else PeerMemory()
+        self._anchor = length_prefixed(mesh_id.encode(), root.public_bytes(Encoding.DER))
 
     def advertisements(self, configuration: m.RoundConfiguration) -> VerifyPeer:
         """What verifies neighbours of one round: chain, check-in and signed keys.
@@ -92,16 +134,15 @@ class PeerChecks:
 
     def _certificate(self, chain_der: tuple[bytes, ...]) -> ClientCertificate:
         now = datetime.fromtimestamp(self._server_time_ms() / 1000, UTC)
-        name = hashlib.sha256(length_prefixed(*chain_der)).digest()
-        with self._lock:
-            known = self._verified.get(name)
+        name, memory = self._name(chain_der), self._memory
+        known = memory.recall(memory.certificates, name)
         if known is None or not known.not_before <= now <= known.not_after:
             known = self._verify(chain_der, now)
-            with self._lock:
-                self._verified[name] = known
-                while len(self._verified) > limits.MAX_CACHED_PEERS:
-                    self._verified.popitem(last=False)
+            memory.keep(memory.certificates, name, known)
         return known.certificate
+
+    def _name(self, chain_der: tuple[bytes, ...]) -> bytes:
+        return hashlib.sha256(self._anchor + length_prefixed(*chain_der)).digest()
 
     def _verify(self, chain_der: tuple[bytes, ...], now: datetime) -> _Verified:
         certificate = verify_client_chain(chain_der, root=self._root, mesh=self._mesh_id, now=now)
@@ -112,11 +153,20 @@ class PeerChecks:
             not_after=min(link.not_valid_after_utc for link in chain),
         )
 
+    def _check_in(self, entry: m.RosterEntry, public_key: RSAPublicKey) -> m.CheckIn:
+        # By the chain as well: the same words under another certificate are another claim.
+        name, memory = (self._name(entry.certificate_chain_der), entry.check_in), self._memory
+        known = memory.recall(memory.check_ins, name)
+        if known is None:
+            known = codec.parse_check_in(_signed(entry.check_in, m.CHECK_IN, public_key))
+            memory.keep(memory.check_ins, name, known)
+        return known
+
     def _check_spoken(
         self, entry: m.RosterEntry, public_key: RSAPublicKey, configuration: m.RoundConfiguration
     ) -> None:
         """The entry repeats what its client signed. Raises: as `advertisements`."""
-        spoken = codec.parse_check_in(_signed(entry.check_in, m.CHECK_IN, public_key))
+        spoken = self._check_in(entry, public_key)
         if (
             spoken.mesh_id != self._mesh_id
             or spoken.client_id != entry.client_id

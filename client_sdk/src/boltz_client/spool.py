@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from boltz_client.private_files import check_private, sync_folder
+from boltz_client.writeback import Writeback
 from boltz_protocol import codec, limits
 from boltz_protocol import messages as m
 from boltz_protocol.errors import ConfigurationError, DigestMismatch, MeshError
@@ -167,13 +168,14 @@ class Spool:
 class UpdateWriter:
     """Writes one spool file. Nothing counts before `finish`; use it in `with`."""
 
-    __slots__ = ("_descriptor", "_hasher", "_path", "size_bytes")
+    __slots__ = ("_descriptor", "_hasher", "_path", "_writeback", "size_bytes")
 
     def __init__(self, path: Path) -> None:
         self._path = path
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
         self._descriptor = os.open(path, flags, 0o600)
         self._hasher = hashlib.sha256()
+        self._writeback = Writeback()
         self.size_bytes = 0
 
     def __enter__(self) -> UpdateWriter:
@@ -187,6 +189,7 @@ class UpdateWriter:
         self._hasher.update(cipher)
         _write_all(self._descriptor, cipher)
         self.size_bytes += len(cipher)
+        self._writeback.advance(self._descriptor, self.size_bytes)
 
     @property
     def sha256(self) -> bytes:

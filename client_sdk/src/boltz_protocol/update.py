@@ -1,9 +1,9 @@
 """The client's way of an update: a frozen type for each stage, one function from each to the next.
 
-`LocalDelta -> ClippedDelta -> WeightedDelta -> EncodedDelta -> OpenUpdate`; the server's stages
-are in `aggregate`. Clipping and weighting only decide a factor; the product is formed while
-rounding, so that a client holds its delta (4 bytes a parameter, never written to), the encoded
-integers (4 more) and blocks of scratch.
+`LocalDelta -> ClippedDelta -> WeightedDelta -> EncodedDelta -> OpenUpdate`, or `MaskedUpdate` in
+place of the last (`masked_update`). Clipping and weighting only decide a factor; the product is
+formed while rounding, so that a client holds its delta (4 bytes a parameter, never written to), the
+encoded integers (4 more) and blocks of scratch.
 
 A vector on the wire is the d parameters followed by the l lanes; chunk i holds coordinates
 `i * CHUNK_PARAMETERS` up to the next multiple or the end.

@@ -138,7 +138,7 @@ class Folder:
         norm_squared = 0
         groups = _by_group(updates)
 
-        def one_chunk(index: int) -> Int32Array:
+        def one_chunk(index: int) -> tuple[Int32Array, int]:
             if cancelled.is_set():
                 raise FoldCancelled
             total: Int32Array | None = None
@@ -157,7 +157,7 @@ class Folder:
                 np.add(total, chunk, out=total)
                 _check_coordinates(total, encoding, counted)
             assert total is not None, "an aggregate has survivors"
-            return total
+            return total, norm_squared24(total)
 
         with (
             contextlib.closing(
@@ -167,8 +167,8 @@ class Folder:
                 self.blobs, self.kek, context, AGGREGATE_BYTES * coordinates, hashed=False
             ) as writer,
         ):
-            for index, chunk in enumerate(chunks):
-                norm_squared += norm_squared24(chunk)
+            for index, (chunk, square) in enumerate(chunks):
+                norm_squared += square
                 _keep_lanes(lanes, chunk, chunk_slice(index, coordinates), configuration)
                 writer.write(chunk.astype("<i4", copy=False).data.cast("B"))
             _check_norm(

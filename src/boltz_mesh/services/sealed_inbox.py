@@ -29,7 +29,7 @@ from boltz_mesh.services.attempts import (
 from boltz_mesh.services.clock import Clock
 from boltz_mesh.services.keyring import KeyRing
 from boltz_mesh.services.signed import verified_payload
-from boltz_mesh.storage import inbox, roster, round_events, round_messages, rounds
+from boltz_mesh.storage import inbox, roster, round_messages, rounds
 from boltz_mesh.storage.postgres import Connection, Database
 from boltz_mesh.storage.round_messages import MessageKind, RoundMessage, StatementKind
 from boltz_protocol import codec, codec_sealed
@@ -281,10 +281,11 @@ async def _seat(
     Raises: NotInRoster, NotFound.
     """
     found = await rounds.share_round(connection, round_id)
-    entry = await roster.find_roster_entry(connection, round_id, attempt, sender.client_id)
-    if entry is None or entry.session_id != sender.session_id:
+    # After the lock, so that the snapshot is that of the round as it is held.
+    seat = await roster.find_seat(connection, round_id, attempt, sender.client_id)
+    if seat is None or seat[0].session_id != sender.session_id:
         raise NotInRoster("this session was not selected for this round and attempt")
-    snapshot = await round_events.load_snapshot(connection, round_id)
+    entry, snapshot = seat
     if found.outcome is not None or found.attempt != attempt or snapshot is None:
         return None
-    return _Seat(found, entry, state_of(snapshot.state))
+    return _Seat(found, entry, state_of(snapshot))

@@ -13,7 +13,7 @@ import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import TypeVar
 
 from boltz_mesh.rounds.fact import FactKind
 from boltz_mesh.rounds.serialise import state_of
@@ -45,8 +45,6 @@ from boltz_protocol.ids import ClientId
 from boltz_protocol.statement import Statement
 
 T = TypeVar("T")
-#: Chunks handed to a worker thread at once: enough to hide the hand-over, little to hold.
-_BATCH_CHUNKS: Final = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,47 +207,32 @@ class Uploads:
     async def _take_chunks(
         self, chunks: AsyncIterator[WireChunk], partial: PartialBlob, incoming: IncomingUpdate
     ) -> AsyncGenerator[int, None]:
-        """Check and write what comes; one batch is worked on while the next one arrives."""
+        """Check and write what comes; one chunk is worked on while the next one arrives."""
+        loop = asyncio.get_running_loop()
         working: asyncio.Future[None] | None = None
         expected = incoming.next_offset
         unacknowledged = 0
         try:
-            batch: list[WireChunk] = []
             while expected < incoming.size_bytes:
                 chunk = await anext(chunks, None)
                 if chunk is None:
-                    break
+                    raise ChunkOutOfOrder(
+                        f"the stream ended at {expected} of {incoming.size_bytes} bytes",
+                        committed_bytes=expected,
+                    )
                 incoming.validate(chunk.offset, len(chunk.data), expected)
-                batch.append(chunk)
                 expected += len(chunk.data)
-                unacknowledged += 1
-                if len(batch) == _BATCH_CHUNKS or expected >= incoming.size_bytes:
-                    if working is not None:
-                        await to_its_end(working)
-                    working = self._submit(batch, partial, incoming)
-                    batch = []
-                    if unacknowledged >= limits.ACK_EVERY_CHUNKS:
-                        unacknowledged = 0
-                        # What is written: a thread may be between checking and writing more.
-                        yield partial.offset
-            if batch:
                 if working is not None:
                     await to_its_end(working)
-                working = self._submit(batch, partial, incoming)
-            if expected < incoming.size_bytes:
-                raise ChunkOutOfOrder(
-                    f"the stream ended at {expected} of {incoming.size_bytes} bytes",
-                    committed_bytes=expected,
-                )
+                working = loop.run_in_executor(self._executor, _take, chunk, partial, incoming)
+                unacknowledged += 1
+                if unacknowledged == limits.ACK_EVERY_CHUNKS:
+                    unacknowledged = 0
+                    # What is written: a thread may be between checking and writing more.
+                    yield partial.offset
         finally:
             if working is not None:
                 await to_its_end(working)
-
-    def _submit(
-        self, batch: list[WireChunk], partial: PartialBlob, incoming: IncomingUpdate
-    ) -> asyncio.Future[None]:
-        loop = asyncio.get_running_loop()
-        return loop.run_in_executor(self._executor, _take_batch, batch, partial, incoming)
 
     async def _run(self, call: Callable[[], T]) -> T:
         return await in_thread(self._executor, call)
@@ -394,11 +377,10 @@ def _catch_up(partial: PartialBlob, incoming: IncomingUpdate, layout: ChunkLayou
         incoming.take(buffer[:size])
 
 
-def _take_batch(batch: list[WireChunk], partial: PartialBlob, incoming: IncomingUpdate) -> None:
-    for chunk in batch:
-        # Checked first: what does not authenticate is never written, and may be sent again.
-        incoming.take(chunk.data)
-        partial.write(chunk.data)
+def _take(chunk: WireChunk, partial: PartialBlob, incoming: IncomingUpdate) -> None:
+    # Checked first: what does not authenticate is never written, and may be sent again.
+    incoming.take(chunk.data)
+    partial.write(chunk.data)
 
 
 def _finish(partial: PartialBlob, incoming: IncomingUpdate, manifest: m.UpdateManifest) -> BlobRef:

@@ -23,6 +23,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from boltz_mesh.storage.blobs import BlobReader, BlobRef, BlobWriter, Buffer, PartialBlob
+from boltz_mesh.storage.writeback import Writeback
 from boltz_protocol import limits
 from boltz_protocol.errors import MalformedMessage, NotFound, StateConflict
 
@@ -39,6 +40,7 @@ class _File:
         self._open = True
         self._hash = hashlib.sha256()
         self._offset = 0
+        self._writeback = Writeback()
 
     @property
     def offset(self) -> int:
@@ -54,6 +56,7 @@ class _File:
         self._offset += len(view)
         while len(view):
             view = view[os.write(self._fd, view) :]
+        self._writeback.advance(self._fd, self._offset)
 
     def close(self) -> None:
         if self._open:

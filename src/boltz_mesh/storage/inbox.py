@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from boltz_mesh.storage.postgres import Channel, Connection, notify
+from boltz_mesh.storage.postgres import Channel, Connection
 from boltz_mesh.storage.rows import affected, build, from_json, to_json
 from boltz_protocol import limits
 from boltz_protocol.ids import ClientId, RoundId
@@ -38,16 +38,18 @@ async def put(
     """Put down a fact and wake the coordinator when the transaction commits. Returns its id."""
     number = await connection.fetchval(
         "-- inbox_put\n"
-        "INSERT INTO round_inbox (round_id, attempt, kind, client_id, payload, inserted_at_ms)"
-        " VALUES ($1, $2, $3, $4, $5, $6) RETURNING id",
+        "WITH fact AS (INSERT INTO round_inbox"
+        " (round_id, attempt, kind, client_id, payload, inserted_at_ms)"
+        " VALUES ($1, $2, $3, $4, $5, $6) RETURNING id, round_id)"
+        " SELECT id, pg_notify($7, round_id) FROM fact",
         round_id,
         attempt,
         kind,
         client_id,
         to_json(payload),
         at_ms,
+        Channel.ROUND_INBOX.value,
     )
-    await notify(connection, Channel.ROUND_INBOX, round_id)
     return int(number)
 
 

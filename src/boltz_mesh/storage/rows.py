@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, TypeVar
 
 import asyncpg
+import msgspec
 
 T = TypeVar("T")
 
@@ -18,9 +20,13 @@ def build(cls: type[T], row: asyncpg.Record, **converted: object) -> T:
     Columns that the class does not know are left out, so that an older replica can go on while a
     newer one has added some.
     """
-    # `fields` is typed for dataclass instances only; every caller passes a dataclass.
-    names = [field.name for field in fields(cls)]  # type: ignore[arg-type]
+    names = _names(cls)  # type: ignore[arg-type]  # a class is hashable, whatever mypy makes of T
     return cls(**{name: converted[name] if name in converted else row[name] for name in names})
+
+
+@functools.cache
+def _names(cls: type) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(cls))
 
 
 def to_json(value: Mapping[str, Any]) -> str:
@@ -30,7 +36,7 @@ def to_json(value: Mapping[str, Any]) -> str:
 
 def from_json(text: str) -> dict[str, Any]:
     """An object from a jsonb column."""
-    value = json.loads(text)
+    value = msgspec.json.decode(text)
     assert isinstance(value, dict)
     return value
 

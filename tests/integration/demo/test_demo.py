@@ -35,6 +35,15 @@ from tests.unit.demo.worlds import price_table, write_folder
 
 #: What the installed `boltz-mesh` does.
 COMMAND = "from boltz_mesh.app.cli import main; main()"
+#: Phases of the key agreement and the unmasking.
+SEALED_PHASES = {"advertising_keys", "sharing_keys", "checking_consistency", "unmasking"}
+#: In these a round can be aborted without a trace in anybody's budget.
+UNCHARGED = {
+    pb.PHASE_SELECTING,
+    pb.PHASE_ADVERTISING_KEYS,
+    pb.PHASE_SHARING_KEYS,
+    pb.PHASE_COLLECTING,
+}
 #: 2011 is the newest origin of the made-up prices.
 TINY = ["--origins", "2011", "--seeds", "1", "--clients", "3"]
 
@@ -105,6 +114,8 @@ def test_it_trains_through_the_mesh_and_reports_what_came_out(
         assert record["survivors"] == record["selected"] == 3
         # A signed manifest and a wrapped key alone have some hundred bytes.
         assert record["bytes_up"] > 3 * 500
+        # No round skips what makes it a sealed one, whatever its watcher misses of the rest.
+        assert record["phase_seconds"].keys() & SEALED_PHASES
         assert record["bytes_down"] > 3 * 500
 
     privacy = report["privacy"]
@@ -112,6 +123,9 @@ def test_it_trains_through_the_mesh_and_reports_what_came_out(
     assert privacy["epsilon"] == pytest.approx(
         accountant.epsilon(privacy["noise_multiplier"], 8, delta=1e-5)
     )
+    assert privacy["mechanism"] == "distributed-discrete-gaussian"
+    assert privacy["server_saw"] == report["sealing"]["server_saw"]
+    assert (privacy["neighbours"], privacy["threshold"], privacy["least_survivors"]) == (2, 2, 3)
     assert report["settings"]["command"].startswith("boltz-mesh demo --clients 3")
     page = (out / "report.html").read_text()
     HTMLParser().feed(page)
@@ -119,7 +133,7 @@ def test_it_trains_through_the_mesh_and_reports_what_came_out(
 
     assert "epsilon 4.00 at delta 1e-05" in printed
     assert "the model store confirms every round and digest" in printed
-    assert printed.count("of 3 desks") == 16
+    assert printed.count("3 of 3 desks   ") == 16
     assert not children_of(temporary)
     assert not list(temporary.iterdir())
 
@@ -134,6 +148,7 @@ def test_the_network_runs_with_torch_and_claims_no_epsilon(
     report = json.loads(captured.out)
     assert report == json.loads((out / "report.json").read_text())
     assert report["privacy"] is None
+    assert report["sealing"]["mode"] == "sealed"
     assert "federated_dp" not in report["results"]
     assert len(report["rounds"]) == 20
     assert "round 20/20" in captured.err
@@ -279,7 +294,7 @@ def test_a_round_that_is_aborted_ends_the_demo_with_its_reason(
                 # Each round is over in a blink; one of the sixteen is caught before its charge.
                 assert running.process.poll() is None, "no round was caught"
                 for state in (await mesh.aggregator.ListRounds(pb.ListRoundsRequest())).rounds:
-                    if state.phase in {pb.PHASE_SELECTING, pb.PHASE_COLLECTING}:
+                    if state.phase in UNCHARGED:
                         request = pb.AbortRoundRequest(round_id=state.round_id, reason="for a test")
                         with suppress(grpc.aio.AioRpcError):
                             await mesh.aggregator.AbortRound(request)

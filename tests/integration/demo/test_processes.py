@@ -23,6 +23,12 @@ from tests.unit.demo.worlds import price_table
 BROKER = "boltz_mesh.app.demo.brokers"
 
 
+def setup_in(folder: Path) -> Setup:
+    return Setup(
+        folder=str(folder), kind="linear", trainer="numpy", preset=PRESET_20, smallest_cohort=3
+    )
+
+
 async def started(folder: Path, module: str, *arguments: str) -> Child:
     return await start(
         f"the {module}",
@@ -78,7 +84,7 @@ async def write_on(child: Child) -> None:
 
 async def test_a_broker_without_prices_says_so_and_gives_up(tmp_path: Path) -> None:
     child = await started(tmp_path, BROKER)
-    setup = Setup(folder=str(tmp_path), kind="linear", trainer="numpy", preset=PRESET_20)
+    setup = setup_in(tmp_path)
     await child.write(line_of(setup))
     news = parse_news(await child.line())
     assert isinstance(news, Failed)
@@ -89,7 +95,7 @@ async def test_a_broker_without_prices_says_so_and_gives_up(tmp_path: Path) -> N
 
 async def test_the_pool_names_a_broker_that_fails(tmp_path: Path) -> None:
     child = await started(tmp_path, BROKER)
-    setup = Setup(folder=str(tmp_path), kind="linear", trainer="numpy", preset=PRESET_20)
+    setup = setup_in(tmp_path)
     await child.write(line_of(setup))
     with pytest.raises(ExceptionGroup) as caught:
         await BrokerPool([child], 1).watch()

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 from rich.console import Console
 
-from boltz_mesh.app.cli.output import Exit, print_error
+from boltz_mesh.app.cli.output import PIPED_WIDTH, Exit, print_error
 from boltz_protocol.errors import InvalidPlan, MeshError
 
 
@@ -78,7 +78,10 @@ def demo(
         out=out,
         keep=keep,
     )
-    display = Display(Console(stderr=json, highlight=False))
+    stream = sys.stderr if json else sys.stdout
+    # A table that goes into a file or a pipe is not wrapped.
+    width = None if stream.isatty() else PIPED_WIDTH
+    display = Display(Console(file=stream, highlight=False, width=width))
     try:
         report = run_demo(options, os.environ, display)
     except (MarketDataMissing, MarketDataInvalid, InvalidPlan) as error:

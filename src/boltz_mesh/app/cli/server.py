@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import gc
 import logging
 import os
 import signal
@@ -19,6 +20,7 @@ from boltz_mesh.app.cli.connection import Connect, Mesh, on_mesh, read_credentia
 from boltz_mesh.app.cli.output import Exit, as_dict, print_fields, print_json, say, when
 from boltz_mesh.app.cli.rounds import phase_name, progress_line
 from boltz_mesh.app.config import Config, load_config
+from boltz_protocol import limits
 from boltz_protocol.errors import ConfigurationError
 from boltz_protocol.v1 import aggregator_pb2 as agg
 from boltz_protocol.v1 import common_pb2 as common
@@ -27,6 +29,10 @@ from boltz_protocol.v1 import registry_pb2 as reg
 
 #: From glibc's malloc.h.
 _M_ARENA_MAX: Final = -8
+_M_MMAP_THRESHOLD: Final = -3
+_M_TRIM_THRESHOLD: Final = -1
+#: Free memory that the heap keeps: what the chunks of a handful of transfers take in turns.
+_KEPT_BYTES: Final = 64 << 20
 
 
 def up(
@@ -63,18 +69,23 @@ def up(
     logging.basicConfig(
         level=settings.telemetry.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
-    _use_one_arena()
+    _settle_heap()
     import uvloop  # noqa: PLC0415  # the other commands start without it
 
     return uvloop.run(_serve(settings))
 
 
-def _use_one_arena() -> None:
+def _settle_heap() -> None:
     """Let glibc keep one heap for all threads: each of its own keeps what it once needed, so that
-    the server's memory grows with its threads. Other C libraries are left as they are.
+    the server's memory grows with its threads. And let that heap keep what chunks come and go in:
+    handed back and touched anew, each page is zeroed once more. Other C libraries are left as they
+    are.
     """
     with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_ARENA_MAX, 1)
+        mallopt(_M_MMAP_THRESHOLD, limits.MAX_MESSAGE_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
 
 
 async def _serve(settings: Config) -> int:
@@ -89,6 +100,8 @@ async def _serve(settings: Config) -> int:
     with console.status("starting"):
         context = running_server(settings)
         server = await context.__aenter__()
+    # What is there now stays: the collector need not look at it again and again.
+    gc.freeze()
     try:
         database = "embedded" if server.embedded_database else "DATABASE_URL"
         health = f"{server.health_port} (plain)" if server.health_port else "off"

@@ -30,6 +30,7 @@ from boltz_mesh.app.demo.messages import (
     parse_news,
 )
 from boltz_mesh.app.demo.options import DemoTask
+from boltz_mesh.app.demo.plans import least_survivors
 from boltz_protocol.errors import Unavailable
 
 #: A broker makes fifteen keys at most in some seconds, while others do so too.
@@ -45,7 +46,7 @@ class BrokerPool:
     """All brokers. Use `broker_pool` to make one.
 
     Attributes:
-        declines: what desks said that sat a round out.
+        declines: what desks said that did not see a round through.
         counted: updates of each model that became part of a version, as the desks were told.
     """
 
@@ -169,7 +170,13 @@ async def broker_pool(
                 limit=MAX_LINE_BYTES,
             )
             children.append(child)
-            setup = Setup(folder=str(own), kind=task.kind, trainer=task.trainer, preset=task.preset)
+            setup = Setup(
+                folder=str(own),
+                kind=task.kind,
+                trainer=task.trainer,
+                preset=task.preset,
+                smallest_cohort=least_survivors(task.clients),
+            )
             await _order(child, setup)
         yield BrokerPool(children, task.preset.layout.per_broker)
     finally:

@@ -23,6 +23,8 @@ from boltz_client import (
     MeshClient,
     Notice,
     NoticeKind,
+    OwnerLimits,
+    PeerMemory,
     RoundContext,
     TrainResult,
     enroll,
@@ -159,9 +161,11 @@ class BrokerProcess:
             store = _store(folder, desk)
             await asyncio.to_thread(_keep_key, store, parse_join_string(text), own.keys[desk])
             await enroll(text, store)
-        port = 0
+        port, owner, memory = 0, owner_limits(own.setup), PeerMemory()
         for desk in range(len(joins)):
-            client = await stack.enter_async_context(MeshClient.open(_store(folder, desk)))
+            client = await stack.enter_async_context(
+                MeshClient.open(_store(folder, desk), owner=owner, memory=memory)
+            )
             trainer = DeskTrainer(own.broker, desk, own.setup.preset, own.setup.trainer)
             self._desks.append(_Client(client, trainer))
             port = int(client.store.identity.mesh_address.rpartition(":")[2])
@@ -177,7 +181,9 @@ class BrokerProcess:
                     waiting.discard(desk)
                     if not waiting:
                         self._tell(Joined(model_id=order.model_id))
-                case NoticeKind.DECLINED | NoticeKind.IGNORED:
+                case (
+                    NoticeKind.DECLINED | NoticeKind.IGNORED | NoticeKind.WITHHELD | NoticeKind.LATE
+                ):
                     why = notice.error.message if notice.error is not None else notice.kind.value
                     self._tell(Declined(model_id=order.model_id, desk=desk, why=why))
                 case NoticeKind.DISCONNECTED:
@@ -201,6 +207,24 @@ class BrokerProcess:
 
 class _Over(Exception):
     """The orders have ended."""
+
+
+def owner_limits(setup: Setup) -> OwnerLimits:
+    """What a broker allows the mesh to ask of its desks, whatever the mesh's plans say.
+
+    Sealed rounds only, as by default. A broker of a real mesh would also set `epsilon_budget` and
+    `least_noise_multiplier`; here they would refuse the rounds without noise, which are there to
+    show what noise costs.
+    """
+    return OwnerLimits(
+        models=("vol-*",),
+        smallest_cohort=setup.smallest_cohort,
+        # All desks have as many rows. A desk with more than twice its part of the sum would be
+        # hidden less well than it believes.
+        largest_weight_share=min(1.0, 2 / setup.smallest_cohort),
+        largest_clip_norm=setup.preset.clip_norm_l2,
+        largest_attempt=1,
+    )
 
 
 def _prepare(setup: Setup) -> _Own:

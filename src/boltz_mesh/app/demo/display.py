@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -11,8 +12,25 @@ from rich.table import Table
 from rich.text import Text
 
 from boltz_mesh.app.cli.output import size
+from boltz_mesh.app.demo.guarantees import counted_on
 from boltz_mesh.app.demo.options import DemoTask
-from boltz_mesh.app.demo.report import MESH_ROWS, ROW_WORDS, Privacy, Report, Result, RoundRecord
+from boltz_mesh.app.demo.report import (
+    MESH_ROWS,
+    ROW_WORDS,
+    Privacy,
+    Report,
+    Result,
+    RoundRecord,
+    Sealing,
+    Transfer,
+)
+
+#: What a round's line tells of its phases: three stretches, the last two on the critical path.
+_STRETCHES: Final = {
+    "keys": ("advertising_keys", "sharing_keys"),
+    "updates": ("collecting",),
+    "unmasking": ("checking_consistency", "unmasking", "aggregating"),
+}
 
 
 class Display:
@@ -27,6 +45,7 @@ class Display:
         self._done = 0
         self._total = 0
         self._bar: Progress | None = None
+        self._phases: dict[str, str] = {}
 
     def say(self, sentence: str) -> None:
         """One line."""
@@ -41,6 +60,7 @@ class Display:
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
+            TextColumn("{task.fields[now]}"),
         )
         with Progress(
             *columns,
@@ -49,17 +69,30 @@ class Display:
             disable=not self._console.is_terminal,
         ) as bar:
             self._bar = bar
-            bar.add_task("rounds", total=total)
+            bar.add_task("rounds", total=total, now="")
             yield
         self._bar = None
+
+    def phase(self, model_id: str, phase: str) -> None:
+        """A model's round has entered a phase; shown beside the bar, where there is one."""
+        self._phases[model_id] = phase
+        self._update()
 
     def round_done(self, record: RoundRecord) -> None:
         """One round's line."""
         self._done += 1
-        if self._bar is not None:
-            for task in self._bar.task_ids:
-                self._bar.update(task, completed=self._done)
+        self._phases.pop(record.model_id, None)
+        self._update()
         self.say(round_line(record, self._done, self._total))
+
+    def _update(self) -> None:
+        if self._bar is None:
+            return
+        now = ", ".join(
+            f"{model_id}: {phase.replace('_', ' ')}" for model_id, phase in self._phases.items()
+        )
+        for task in self._bar.task_ids:
+            self._bar.update(task, completed=self._done, now=now)
 
     def show(self, report: Report) -> None:
         """The results, in full."""
@@ -67,6 +100,7 @@ class Display:
         self._console.print(results_table(report))
         for heading, lines in (
             ("privacy", privacy_lines(report.privacy)),
+            ("sealed rounds", sealing_lines(report.sealing)),
             ("over the wire", wire_lines(report)),
             ("it shows", report.findings),
             ("it does not show", report.caveats),
@@ -97,9 +131,19 @@ def round_line(record: RoundRecord, done: int, total: int) -> str:
     error = "" if record.test_mse is None else f"   error {record.test_mse:.4f}"
     return (
         f"round {done:>{width}}/{total}   {record.model_id:<12} v{record.version:<3} "
-        f"{record.survivors} of {record.selected} desks   {record.seconds:5.2f} s   "
-        f"up {size(record.bytes_up):>8}{error}"
+        f"{record.survivors} of {record.selected} desks   {record.seconds:5.2f} s"
+        f"{_stretches(record)}   up {size(record.bytes_up):>8}{error}"
     )
+
+
+def _stretches(record: RoundRecord) -> str:
+    """` (keys 0.41, updates 0.30, unmasking 0.22)`; nothing where no phase was seen."""
+    told = [
+        f"{name} {sum(record.phase_seconds.get(phase, 0.0) for phase in phases):.2f}"
+        for name, phases in _STRETCHES.items()
+        if any(phase in record.phase_seconds for phase in phases)
+    ]
+    return f" ({', '.join(told)})" if told else ""
 
 
 def results_table(report: Report) -> Table:
@@ -149,11 +193,30 @@ def privacy_lines(privacy: Privacy | None) -> tuple[str, ...]:
         f"epsilon {privacy.epsilon:.2f} at delta {privacy.delta:g} for each training run",
         f"unit: {privacy.unit}",
         f"relation: {privacy.relation}",
-        f"noise multiplier {privacy.noise_multiplier:.2f}, {privacy.rounds} rounds",
+        f"mechanism: distributed discrete Gaussian, noise multiplier "
+        f"{privacy.noise_multiplier:.2f}, {privacy.rounds} rounds",
+        f"counted on: {counted_on(privacy)}",
         f"a desk that stays for two yearly retrains: {privacy.two_retrains_epsilon:.1f}",
         f"a broker with {many} desk{'s' if many > 1 else ''}: {privacy.broker_epsilon:.1f}",
         f"a desk's contribution replaced by another: {privacy.replace_one_epsilon:.1f}",
         *privacy.statements,
+    )
+
+
+def sealing_lines(sealing: Sealing) -> tuple[str, ...]:
+    """What the rounds withstand, and what the server saw."""
+    with_whom = (
+        f"each desk masks with all {sealing.neighbours} others"
+        if sealing.graph == "complete"
+        else f"each desk masks with {sealing.neighbours} others, drawn anew for each round so that "
+        "nobody chooses them"
+    )
+    return (
+        f"{with_whom}; {sealing.threshold} of them must help to unmask",
+        f"made for {100 * sealing.corrupt_fraction:g}% of the desks in collusion with the server "
+        f"({sealing.adversary}) and {100 * sealing.dropout_fraction:g}% that drop out; never "
+        f"opened with fewer than {sealing.least_survivors} of {sealing.clients} desks",
+        *sealing.server_saw,
     )
 
 
@@ -167,4 +230,13 @@ def wire_lines(report: Report) -> tuple[str, ...]:
         f"{size(round(moved.bytes_down_per_client_round))} down for a client and round",
         f"median {moved.seconds_per_round_median:.2f} s a round, training included; the slowest "
         f"{moved.seconds_per_round_max:.2f} s",
+        *((_phase_line(moved),) if moved.phase_seconds_median else ()),
+    )
+
+
+def _phase_line(moved: Transfer) -> str:
+    """Median seconds of each phase."""
+    phases = moved.phase_seconds_median.items()
+    return "medians by phase: " + ", ".join(
+        f"{phase.replace('_', ' ')} {seconds:.2f} s" for phase, seconds in phases
     )

@@ -23,6 +23,8 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True, tag="setup"):
     kind: ModelKind
     trainer: TrainerKind
     preset: Preset
+    smallest_cohort: int
+    """Of the owner's limits: with fewer desks in the sum none of this broker's takes part."""
 
 
 class Enrol(msgspec.Struct, frozen=True, kw_only=True, tag="enrol"):
@@ -73,7 +75,7 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True, tag="measured"):
 
 
 class Declined(msgspec.Struct, frozen=True, kw_only=True, tag="declined"):
-    """A desk sits a round out, and why."""
+    """A desk sits a round out, or does no more for it, and why."""
 
     model_id: str
     desk: int

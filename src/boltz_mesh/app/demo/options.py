@@ -43,7 +43,7 @@ MAX_EPSILON: Final = 20.0
 #: Desks a broker where `--clients` is silent.
 DEFAULT_DESKS: Final = 3
 #: Rounds of different models that run side by side: enough to fill two cores while one waits.
-SIDE_BY_SIDE: Final = 3
+SIDE_BY_SIDE: Final = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,7 +199,7 @@ def _noise(epsilon: float, preset: Preset) -> float:
             "would promise nothing); 2 is the default with three desks a broker",
             setting="--epsilon",
         )
-    noise = accountant.noise_multiplier_for(epsilon, preset.rounds, DELTA)
+    noise = accountant.noise_multiplier_for(epsilon, preset.rounds, DELTA, distributed=True)
     if noise > limits.MAX_NOISE_MULTIPLIER:
         raise ConfigurationError(
             f"--epsilon {epsilon:g} needs a noise multiplier of {noise:.0f}, above the mesh's cap "

@@ -9,10 +9,10 @@ from typing import Final
 from boltz_mesh.app.demo import findings as words
 from boltz_mesh.app.demo import references
 from boltz_mesh.app.demo.evaluation import ErrorTable, evaluate_linear, evaluate_mlp, mean_of
+from boltz_mesh.app.demo.guarantees import privacy_of, sealing_of
 from boltz_mesh.app.demo.options import SIDE_BY_SIDE, DemoTask, TrainingRun
 from boltz_mesh.app.demo.report import (
     Interval,
-    Privacy,
     Report,
     RoundRecord,
     Settings,
@@ -22,11 +22,9 @@ from boltz_mesh.app.demo.report import (
     transfer_of,
     years_of,
 )
-from boltz_mesh.app.demo.settings import DELTA
 from boltz_mesh.app.demo.statistics import BOOTSTRAP_SEED, paired_difference
 from boltz_mesh.app.demo.task import Market
 from boltz_mesh.app.demo.training import Trained
-from boltz_mesh.privacy import accountant
 
 #: (better, worse): the comparisons that the report makes, fixed before any run.
 PAIRS: Final = (
@@ -92,7 +90,8 @@ def report_of(
     }
     mean = {name: mean_of(found) for name, found in tables.items()}
     intervals = intervals_of(mean)
-    privacy = privacy_of(task)
+    sealing = sealing_of(task)
+    privacy = privacy_of(task, sealing)
     return Report(
         settings=_settings(task, source, command, finished_at, total_seconds),
         results=results,
@@ -100,6 +99,7 @@ def report_of(
         by_stock={name: stocks_of(table) for name, table in mean.items()},
         intervals=intervals,
         rounds=tuple(rounds),
+        sealing=sealing,
         privacy=privacy,
         transfer=transfer_of(rounds),
         findings=words.findings(results, intervals, privacy),
@@ -114,45 +114,6 @@ def intervals_of(mean: Mapping[str, ErrorTable]) -> tuple[Interval, ...]:
         interval_of(paired_difference((better, mean[better]), (worse, mean[worse])))
         for better, worse in PAIRS
         if better in mean and worse in mean and not (noised and (better, worse) in _WITHOUT_NOISE)
-    )
-
-
-def privacy_of(task: DemoTask) -> Privacy | None:
-    """What the accountant says about one training run; None where none has noise."""
-    preset = task.preset
-    if preset.epsilon is None:
-        return None
-    z, rounds, desks = preset.noise_multiplier, preset.rounds, preset.layout.per_broker
-    return Privacy(
-        epsilon=accountant.epsilon(z, rounds, delta=DELTA),
-        delta=DELTA,
-        noise_multiplier=z,
-        rounds=rounds,
-        epsilon_by_round=tuple(
-            accountant.epsilon(z, number, delta=DELTA) for number in range(1, rounds + 1)
-        ),
-        two_retrains_epsilon=accountant.epsilon(z, 2 * rounds, delta=DELTA),
-        # All desks of one broker at zero move the sum by as many sensitivities.
-        broker_epsilon=accountant.epsilon(z / desks, rounds, delta=DELTA),
-        desks_per_broker=desks,
-        replace_one_epsilon=accountant.epsilon_replace_one(z, rounds, delta=DELTA),
-        unit=preset.layout.unit,
-        statements=_statements(task),
-    )
-
-
-def _statements(task: DemoTask) -> tuple[str, ...]:
-    repetitions = len(task.seeds)
-    return (
-        "Each training run of the row federated_dp spends this on its own. The mesh's ledger "
-        "charged it round by round, and would have refused one more.",
-        f"For the table, this demo trains each year {repetitions + 1} times on the same desks: "
-        f"{repetitions} with noise, to show its spread, and once without, to show its price. "
-        "The epsilon is that of one noised model alone; a product would train just that one.",
-        "Desks are disjoint in rows, though features look back at earlier prices of the same "
-        "stock.",
-        "The server sees each delta in memory while it aggregates (mode open); the noise protects "
-        "against everybody who sees what is published.",
     )
 
 

@@ -6,20 +6,21 @@ every figure has a description and a table with its numbers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from importlib import resources
 from typing import Final
 
 from boltz_mesh.app.demo import charts
-from boltz_mesh.app.demo.report import ROW_WORDS, Privacy, Report
+from boltz_mesh.app.demo.guarantees import counted_on
+from boltz_mesh.app.demo.report import ROW_WORDS, Privacy, Report, Sealing
 
 #: Shown in the page at most; `report.json` has every round.
 MAX_ROUNDS_SHOWN: Final = 500
 
 _LEGEND: Final = (
-    ("dp", "through the mesh, private"),
-    ("fed", "through the mesh, no noise"),
+    ("dp", "through the mesh, masked and noised"),
+    ("fed", "through the mesh, masked but without noise"),
     ("local", "one broker's own data"),
     ("public", "public data only"),
     ("plain", "other references"),
@@ -37,6 +38,7 @@ def render(report: Report) -> str:
             _years(report, figures),
             _training(figures),
             _privacy(report.privacy, figures),
+            _sealing(report.sealing),
             _wire(report, figures),
             _settings(report),
         ]
@@ -62,8 +64,9 @@ def _header(report: Report) -> str:
     lead = (
         f"{s.brokers} brokers, each a process of its own with its own stock's prices, trained one "
         f"{'network' if s.model == 'mlp' else 'linear'} model {noise}. {s.clients} desks (clients) "
-        f"took part in {report.transfer.rounds} rounds over mutual TLS; each forecast of the rows "
-        f"<em>federated</em> was made by a model that went through the mesh."
+        f"took part in {report.transfer.rounds} sealed rounds over mutual TLS, of which the server "
+        f"saw sums only; each forecast of the rows <em>federated</em> was made by a model that "
+        f"went through the mesh."
     )
     tiles = [_tile(*tile) for tile in _tiles(report)]
     return (
@@ -189,8 +192,8 @@ def _privacy(privacy: Privacy | None, figures: dict[str, str]) -> str:
     if privacy is None:
         return _section(
             "Privacy",
-            "This run added no noise, so no epsilon is claimed. The deltas were encrypted in "
-            "transit and at rest, which is confidentiality, not differential privacy.",
+            "This run added no noise, so no epsilon is claimed. Masks kept each delta from the "
+            "server, which saw exact sums: that is confidentiality, not differential privacy.",
         )
     many = privacy.desks_per_broker
     rows = [
@@ -204,11 +207,41 @@ def _privacy(privacy: Privacy | None, figures: dict[str, str]) -> str:
     ]
     return _section(
         "Privacy spent",
-        f"Unit: {privacy.unit}. Relation: {privacy.relation}. Gaussian noise of {privacy.rounds} "
-        f"rounds, noise multiplier {privacy.noise_multiplier:g}, delta {privacy.delta:g}.",
+        f"Unit: {privacy.unit}. Relation: {privacy.relation}. Discrete Gaussian noise, of which "
+        f"each desk adds its share, in {privacy.rounds} rounds; noise multiplier "
+        f"{privacy.noise_multiplier:.4g}, delta {privacy.delta:g}. Counted on is "
+        f"{counted_on(privacy)}.",
         figures.get("epsilon", ""),
         _table(("protected", ">epsilon"), cells),
         _list(privacy.statements) if privacy.statements else "",
+    )
+
+
+def _sealing(sealing: Sealing) -> str:
+    complete = sealing.graph == "complete"
+    rows = [
+        ("desks", f"{sealing.clients}, of whom at least {sealing.least_survivors} are in a sum"),
+        (
+            "in collusion with the server, at most",
+            f"{100 * sealing.corrupt_fraction:g}%: {sealing.tolerated_colluders} desks "
+            f"({sealing.adversary})",
+        ),
+        ("dropouts, at most", f"{100 * sealing.dropout_fraction:g}%"),
+        (
+            "a desk masks with",
+            f"all {sealing.neighbours} others"
+            if complete
+            else f"{sealing.neighbours} others, drawn anew for each round",
+        ),
+        ("shares that unmask", str(sealing.threshold)),
+    ]
+    cells = [f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>" for name, value in rows]
+    paper = "Bonawitz et al. 2017" if complete else "Bell et al. 2020"
+    return _section(
+        "What the server saw",
+        f"Every round was sealed: masks between the desks cancel in the sum ({paper}).",
+        _list(sealing.server_saw),
+        _details("What the rounds were made to withstand", _table(("setting", "value"), cells)),
     )
 
 
@@ -222,17 +255,22 @@ def _wire(report: Report, figures: dict[str, str]) -> str:
         f"for a client and round. Median {t.seconds_per_round_median:.2f} s a round, the slowest "
         f"{t.seconds_per_round_max:.2f} s."
     )
+    if t.phase_seconds_median:
+        summary += f" Medians by phase: {_phases(t.phase_seconds_median)}."
     rows = [
         f"<tr><td>{escape(r.row)}</td><td>{r.origin}</td>"
         f"<td>{'–' if r.seed is None else r.seed}</td><td>{r.number}</td>"
         f'<td class="n">{r.version}</td><td class="n">{r.survivors} of {r.selected}</td>'
-        f'<td class="n">{r.seconds:.2f}</td>'
+        f'<td class="n">{r.seconds:.2f}</td><td>{escape(_phases(r.phase_seconds))}</td>'
         f'<td class="hash">{escape(r.round_id)}</td>'
         f'<td class="hash">{escape(r.model_digest[:16])}…</td></tr>'
         for r in report.rounds[:MAX_ROUNDS_SHOWN]
     ]
     table = _table(
-        ("row", "year", "seed", "round", ">version", ">clients", ">seconds", "round id", "digest"),
+        (
+            *("row", "year", "seed", "round", ">version", ">clients", ">seconds"),
+            *("seconds by phase", "round id", "digest"),
+        ),
         rows,
     )
     return _section(
@@ -243,6 +281,10 @@ def _wire(report: Report, figures: dict[str, str]) -> str:
         figures["bytes"],
         _details("Every round, with the ids that the model store confirms", table),
     )
+
+
+def _phases(seconds: Mapping[str, float]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {took:.2f}" for name, took in seconds.items())
 
 
 def _settings(report: Report) -> str:

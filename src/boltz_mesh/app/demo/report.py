@@ -28,8 +28,8 @@ ROW_WORDS: Final = {
     "public_index": "Public index, newest 8 years",
     "public_index_all_history": "Public index, all its history",
     "pooled": "All desks' rows in one place",
-    "federated": "Federated, no noise (not private)",
-    "federated_dp": "Federated, differentially private",
+    "federated": "Federated, masked but without noise",
+    "federated_dp": "Federated, with distributed noise",
     "cold_start_best_local": "Newcomer's own network",
     "cold_start_federated": "Network of the others, on a newcomer",
 }
@@ -67,16 +67,52 @@ class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):
     bytes_down: int
     selected: int
     survivors: int
+    """Desks in the sum."""
+    phase_seconds: dict[str, float] = {}
+    """Phase -> how long the round stood in it, in the order of the round, as its operator saw it;
+    a phase that was over at once may be missing."""
     test_mse: float | None = None
     """Error of the published model on the origin's year: measured afterwards, trained on never."""
 
 
-class Privacy(msgspec.Struct, frozen=True, kw_only=True):
-    """What the accountant says about one training run. All epsilons are at `delta`."""
+class Sealing(msgspec.Struct, frozen=True, kw_only=True):
+    """What the sealed rounds of a run withstand, and what they showed to the server."""
 
+    mode: str
+    adversary: str
+    """`semi-malicious`: the server may also tell clients different things."""
+    corrupt_fraction: float
+    """Share of the desks that may collude with the server."""
+    dropout_fraction: float
+    """Share of the desks that may be gone when the sum is unmasked."""
+    clients: int
+    least_survivors: int
+    """Fewest desks in a sum that is opened."""
+    tolerated_colluders: int
+    graph: str
+    """`complete` (Bonawitz et al. 2017) or `sparse` (Bell et al. 2020)."""
+    neighbours: int
+    """With how many others a desk masks."""
+    threshold: int
+    """Shares that give a secret back."""
+    server_saw: tuple[str, ...]
+
+
+class Privacy(msgspec.Struct, frozen=True, kw_only=True):
+    """What the accountant says about one training run. All epsilons are at `delta`.
+
+    They hold with `least_survivors` desks in the sum of whom `tolerated_colluders` tell the server
+    their part of the noise. What is said of the rounds is as in `Sealing`.
+    """
+
+    mechanism: str
+    """`distributed-discrete-gaussian`: each desk adds its share of the noise."""
     epsilon: float
     delta: float
     noise_multiplier: float
+    """Of the plan: standard deviation of the noise that is counted on, in units of C."""
+    noise_when_all_stay: float
+    """Standard deviation with every desk in the sum, over the one that is counted on."""
     rounds: int
     epsilon_by_round: tuple[float, ...]
     """Spent after round 1, 2, ...; the last one is `epsilon`."""
@@ -88,6 +124,13 @@ class Privacy(msgspec.Struct, frozen=True, kw_only=True):
     replace_one_epsilon: float
     unit: str
     """What is protected, in words: `DeskLayout.unit`."""
+    corrupt_fraction: float
+    dropout_fraction: float
+    least_survivors: int
+    tolerated_colluders: int
+    neighbours: int
+    threshold: int
+    server_saw: tuple[str, ...]
     relation: str = "the desk's contribution set to zero, with roster and weights public"
     statements: tuple[str, ...] = ()
     """Further sentences for the report, from whoever accounts."""
@@ -127,6 +170,8 @@ class Transfer(msgspec.Struct, frozen=True, kw_only=True):
     bytes_down_per_client_round: float
     seconds_per_round_median: float
     seconds_per_round_max: float
+    phase_seconds_median: dict[str, float] = {}
+    """Phase -> median over the rounds, in the order of a round."""
 
 
 class Interval(msgspec.Struct, frozen=True, kw_only=True):
@@ -155,6 +200,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     """Row -> stock -> mean squared error over the years."""
     intervals: tuple[Interval, ...]
     rounds: tuple[RoundRecord, ...]
+    sealing: Sealing
     privacy: Privacy | None
     transfer: Transfer
     findings: tuple[str, ...]
@@ -212,7 +258,18 @@ def transfer_of(rounds: Sequence[RoundRecord]) -> Transfer:
         bytes_down_per_client_round=down / downloads,
         seconds_per_round_median=stdlib_statistics.median(seconds),
         seconds_per_round_max=max(seconds),
+        phase_seconds_median=_phase_medians(rounds),
     )
+
+
+def _phase_medians(rounds: Sequence[RoundRecord]) -> dict[str, float]:
+    """Of every phase that a round was seen in; rounds that passed it unseen have no part in it."""
+    found: dict[str, list[float]] = {}
+    # The round with most phases gives the order.
+    for record in sorted(rounds, key=lambda record: -len(record.phase_seconds)):
+        for phase, seconds in record.phase_seconds.items():
+            found.setdefault(phase, []).append(seconds)
+    return {phase: stdlib_statistics.median(seconds) for phase, seconds in found.items()}
 
 
 def to_json(report: Report) -> bytes:

@@ -32,16 +32,19 @@ from boltz_mesh.app.demo.display import Display, opening_line
 from boltz_mesh.app.demo.evaluation import ErrorTable
 from boltz_mesh.app.demo.mesh_process import MeshProcess, mesh_process
 from boltz_mesh.app.demo.options import DemoOptions, DemoTask, task_for
-from boltz_mesh.app.demo.plans import plan_for
+from boltz_mesh.app.demo.plans import SEALING, plan_for
 from boltz_mesh.app.demo.report import Report
 from boltz_mesh.app.demo.task import Market, desk_rows, market_of
 from boltz_mesh.app.demo.training import RoundMeter, Trained, Training, confirm, join_strings
+from boltz_mesh.rounds.plan_sealed import graph_of
 from boltz_protocol.errors import ConfigurationError, MeshError
 from boltz_protocol.status import from_rpc_error
 
 T = TypeVar("T")
 #: One client in one round, both ends together, on two cores; to tell long runs beforehand.
-CLIENT_ROUND_S: Final = 0.015
+CLIENT_ROUND_S: Final = 0.02
+#: What each neighbour adds to that: its certificate, keys and signatures are checked.
+NEIGHBOUR_ROUND_S: Final = 0.00045
 #: From so many seconds on, the estimate is told.
 LONG_RUN_S: Final = 120.0
 #: How long an error waits for a process whose end may be the cause of it.
@@ -75,7 +78,7 @@ def run_demo(options: DemoOptions, environment: Mapping[str, str], display: Disp
     prepared = _prepare(options)
     task = prepared.task
     display.say(opening_line(task))
-    expected_s = task.clients * task.rounds * CLIENT_ROUND_S
+    expected_s = expected_seconds(task)
     if expected_s > LONG_RUN_S:
         display.say(f"This takes about {expected_s / 60:.0f} minutes on two cores.")
     with _folder(options.keep, display) as folder:
@@ -92,6 +95,12 @@ def run_demo(options: DemoOptions, environment: Mapping[str, str], display: Disp
     )
     report.write(made, options.out, page.render(made))
     return made
+
+
+def expected_seconds(task: DemoTask) -> float:
+    """How long the rounds will take, roughly."""
+    neighbours = graph_of(SEALING, task.clients).neighbours
+    return task.clients * task.rounds * (CLIENT_ROUND_S + neighbours * NEIGHBOUR_ROUND_S)
 
 
 def _prepare(options: DemoOptions) -> _Prepared:
@@ -164,7 +173,15 @@ async def _conversation(
                 f"{task.clients} desks enrolled, each with its own key, in {clock.lap():.1f} s"
             )
             with display.rounds(task.rounds):
-                training = Training(mesh, pool, RoundMeter(pool), task, market, display.round_done)
+                training = Training(
+                    mesh,
+                    pool,
+                    RoundMeter(pool),
+                    task,
+                    market,
+                    on_round=display.round_done,
+                    on_phase=display.phase,
+                )
                 trained = await training.run_all()
             await confirm(mesh, trained.rounds)
             display.say(

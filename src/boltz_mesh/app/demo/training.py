@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from boltz_mesh.app.cli.connection import Mesh
+from boltz_mesh.app.cli.rounds import phase_name
 from boltz_mesh.app.demo.broker_pool import BrokerPool
 from boltz_mesh.app.demo.desks import start_of
 from boltz_mesh.app.demo.evaluation import evaluate_linear, evaluate_mlp
@@ -32,6 +33,8 @@ ROUND_TIMEOUT_S: Final = 600.0
 _TOKEN_CALLS: Final = 8
 
 OnRound = Callable[[RoundRecord], None]
+#: Told of a model and the phase of its round.
+OnPhase = Callable[[str, str], None]
 
 
 class RoundAborted(MeshError):
@@ -113,6 +116,7 @@ class Training:
     Attributes:
         meter: tells the bytes of each round.
         on_round: told of each round when it has ended.
+        on_phase: told of each phase when a round enters it.
         trained: filled in as rounds end.
     """
 
@@ -122,13 +126,14 @@ class Training:
     task: DemoTask
     market: Market
     on_round: OnRound
+    on_phase: OnPhase
     trained: Trained = field(default_factory=Trained)
 
     async def run_all(self) -> Trained:
         """Every training run, `SIDE_BY_SIDE` at a time.
 
-        Raises: an exception group of RoundAborted, StateConflict where an update was not counted,
-        and what the mesh refuses.
+        Raises: an exception group of RoundAborted, StateConflict where mesh and desks disagree
+        about what was counted, and what the mesh refuses.
         """
         waiting = iter(self.task.runs())
 
@@ -149,12 +154,15 @@ class Training:
         vector = start_of(self.market.public, run.origin, task.kind)
         await publish_start(mesh, run.model_id, task.kind, vector)
         await self.pool.join(run.model_id, task.preset.rounds)
+        in_sums = 0
         for number in range(1, task.preset.rounds + 1):
-            vector = await self._round(run, number)
+            vector, survivors = await self._round(run, number)
+            in_sums += survivors
         counted = await self.pool.left(run.model_id)
-        expected = task.clients * task.preset.rounds
-        if counted != expected:
-            raise StateConflict(f"{counted} updates of {run.model_id} counted, not {expected}")
+        if counted != in_sums:
+            raise StateConflict(
+                f"the sums of {run.model_id} had {in_sums} updates; its desks know of {counted}"
+            )
         if run.seed is not None:
             await self._check_ledger(run)
         self.trained.models[run] = vector
@@ -170,11 +178,12 @@ class Training:
                 f"{budget.epsilon_spent:g}, and room for {charged[1]} more"
             )
 
-    async def _round(self, run: TrainingRun, number: int) -> Float32Array:
-        """One round and its record; the vector of the version that it made."""
+    async def _round(self, run: TrainingRun, number: int) -> tuple[Float32Array, int]:
+        """One round and its record; the vector of the version that it made, and its survivors."""
         await self.meter.begin(run.model_id)
         begun = time.perf_counter()
-        state = await _one_round(self.mesh, run.model_id)
+        clock = _PhaseClock(run.model_id, self.on_phase)
+        state = await _one_round(self.mesh, run.model_id, clock)
         seconds = time.perf_counter() - begun
         if state.phase != pb.PHASE_PUBLISHED:
             said = "".join(f"\n    {line}" for line in self.pool.declines)
@@ -199,11 +208,37 @@ class Training:
             bytes_down=bytes_down,
             selected=state.selected,
             survivors=state.received,
+            phase_seconds=clock.seconds,
             test_mse=_error(self.task, self.market, run.origin, vector),
         )
         self.trained.rounds.append(record)
         self.on_round(record)
-        return vector
+        return vector, record.survivors
+
+
+@dataclass(slots=True)
+class _PhaseClock:
+    """How long one round stands in each phase, as it is watched.
+
+    Attributes:
+        seconds: phase -> seconds, without the one that it is in.
+    """
+
+    model_id: str
+    on_phase: OnPhase
+    seconds: dict[str, float] = field(default_factory=dict)
+    _phase: str = ""
+    _since: float = 0.0
+
+    def enter(self, phase: str) -> None:
+        """The round is in `phase`, perhaps still."""
+        if phase == self._phase:
+            return
+        now = time.perf_counter()
+        if self._phase:
+            self.seconds[self._phase] = now - self._since
+        self._phase, self._since = phase, now
+        self.on_phase(self.model_id, phase)
 
 
 async def confirm(mesh: Mesh, rounds: Sequence[RoundRecord]) -> None:
@@ -217,13 +252,14 @@ async def confirm(mesh: Mesh, rounds: Sequence[RoundRecord]) -> None:
             )
 
 
-async def _one_round(mesh: Mesh, model_id: str) -> pb.Round:
+async def _one_round(mesh: Mesh, model_id: str, clock: _PhaseClock) -> pb.Round:
     """Start a round and follow it to its end. Raises: Unavailable when it has none."""
     last = (await mesh.aggregator.StartRound(pb.StartRoundRequest(model_id=model_id))).round
     try:
         async with asyncio.timeout(ROUND_TIMEOUT_S):
             async for state in _states(mesh, last.round_id):
                 last = state
+                clock.enter(phase_name(state))
     except TimeoutError as error:
         raise Unavailable(
             f"round {last.round_id} of {model_id} did not end within {ROUND_TIMEOUT_S:.0f} s"
