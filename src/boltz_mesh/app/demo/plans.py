@@ -28,14 +28,15 @@ from boltz_mesh.rounds.plan import (
     validate_plan,
 )
 
-#: Long enough for a laptop that does other things; a demo that is stuck longer is broken.
+#: Long enough for 300 desks on a laptop that does other things; a demo that is stuck longer is
+#: broken.
 _DEADLINES: Final = Deadlines(
     selecting_ms=60_000,
-    advertising_ms=60_000,
-    sharing_ms=60_000,
+    advertising_ms=120_000,
+    sharing_ms=120_000,
     collecting_ms=300_000,
-    checking_ms=60_000,
-    unmasking_ms=60_000,
+    checking_ms=120_000,
+    unmasking_ms=120_000,
     aggregating_ms=60_000,
     releasing_ms=60_000,
 )

@@ -28,7 +28,7 @@ from boltz_protocol.v1 import aggregator_pb2 as pb
 from boltz_protocol.v1 import registry_pb2
 
 #: The longest phases of a round's plan together; the mesh ends a round before this.
-ROUND_TIMEOUT_S: Final = 600.0
+ROUND_TIMEOUT_S: Final = 1200.0
 #: Calls at a time that make join strings.
 _TOKEN_CALLS: Final = 8
 
