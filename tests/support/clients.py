@@ -163,7 +163,9 @@ class ControlStream:
         return codec.welcome_from_proto((await self.next()).welcome)
 
     async def offer(self) -> Offer:
-        response = await self.next()
+        """The next offer. A session that came back may be told again how its last round ended."""
+        while (response := await self.next()).WhichOneof("message") == "outcome":
+            pass
         assert response.WhichOneof("message") == "offer", response
         return Offer.of(codec.offer_from_proto(response.offer))
 
