@@ -46,7 +46,7 @@ def grouped(clients: int, *, tables: str = "", **changes: object) -> dict[str, A
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def crowd(mesh: Mesh, clients: list[RawClient]) -> list[RawClient]:
     """Twelve clients."""
-    more = [await RawClient.enrol(mesh, client_key(number)) for number in range(40, 48)]
+    more = [await RawClient.enrol(mesh, client_key(number)) for number in range(60, 68)]
     return [*clients, *more]
 
 
