@@ -12,8 +12,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-#: Numbers worked on at once: 256 KiB of float64 stays in the second-level cache.
-BLOCK: Final = 1 << 15
+#: Numbers worked on at once: 512 KiB of float64 stays in the second-level cache.
+BLOCK: Final = 1 << 16
 #: Numbers of one dot product.
 ROW: Final = 1 << 13
 

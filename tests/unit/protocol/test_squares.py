@@ -17,6 +17,7 @@ def test_every_number_counts_once(size: int) -> None:
 
 def test_integers_are_exact_below_two_to_the_53() -> None:
     # 2^19 squared, 2^15 times, is 2^53: one number less and a one stays exact.
-    reals = np.full(BLOCK, 2.0**19)
+    count = 1 << 15
+    reals = np.full(count, 2.0**19)
     reals[7] = 1.0
-    assert int(sum_of_squares(reals)) == (BLOCK - 1) * 2**38 + 1
+    assert int(sum_of_squares(reals)) == (count - 1) * 2**38 + 1
