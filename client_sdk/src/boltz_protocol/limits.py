@@ -207,6 +207,9 @@ MAX_DATABASE_RECONNECT_MS: Final = 5_000
 LEASE_WAIT_MS: Final = 60_000
 #: Payloads kept for a subscriber that is busy; beyond it is told to read everything again.
 MAX_PENDING_WAKEUPS: Final = 256
+#: Answers of clients that are checked and kept in one transaction: the event loop is busy with
+#: their checks for a few milliseconds, and the round is held meanwhile.
+MAX_ANSWERS_TOGETHER: Final = 32
 #: Rows of one inbox batch, which become events in one transaction.
 MAX_INBOX_BATCH: Final = 1000
 #: The coordinator looks this often for what crashes left behind.

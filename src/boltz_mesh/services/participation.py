@@ -11,14 +11,16 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from functools import partial
 from typing import Final
 
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+
 from boltz_mesh.rounds.fact import FactKind
 from boltz_mesh.rounds.state import Phase
 from boltz_mesh.services.clock import Clock
 from boltz_mesh.services.keyring import KeyRing
 from boltz_mesh.services.patience import patiently
 from boltz_mesh.services.pushes import Pushes
-from boltz_mesh.services.sealed_inbox import SealedInbox, SealedMessage
-from boltz_mesh.services.signed import verified_payload
+from boltz_mesh.services.sealed_inbox import SealedInbox, SealedMessage, Sender
+from boltz_mesh.services.signed import client_key, signed_payload
 from boltz_mesh.services.subscriptions import Push, Subscription, Subscriptions
 from boltz_mesh.storage import check_ins, inbox, plans, roster, rounds
 from boltz_mesh.storage.listen import Listener
@@ -83,7 +85,12 @@ class Participation:
         first = await anext(incoming, None)
         if not isinstance(first, Statement):
             raise MalformedMessage("a Participate stream starts with a check-in")
-        check_in = await self._verified(client_id, first)
+
+        async def read_key(connection: Connection) -> RSAPublicKey:
+            return await client_key(connection, client_id)
+
+        public_key = await self._database.read("check_in_client", read_key)
+        check_in = self._verified(client_id, public_key, first)
         # Registered before it is recorded: an older stream of the same session that ends in between
         # must not check out what this one checks in.
         with self._subscriptions.open(
@@ -93,7 +100,8 @@ class Participation:
             try:
                 await self._record(check_in)
                 subscription.check_in = check_in
-                reader = asyncio.create_task(self._read(subscription, incoming))
+                sender = Sender(client_id, check_in.session_id, public_key)
+                reader = asyncio.create_task(self._read(subscription, sender, incoming))
                 yield self._welcome()
                 await self._pushes.catch_up(subscription)
                 while (message := await subscription.next()) is not None:
@@ -108,14 +116,16 @@ class Participation:
     def _welcome(self) -> m.Welcome:
         return m.Welcome(server_time_ms=self._clock(), protocol_version=m.PROTOCOL_VERSION)
 
-    async def _read(self, subscription: Subscription, incoming: AsyncIterator[Incoming]) -> None:
+    async def _read(
+        self, subscription: Subscription, sender: Sender, incoming: AsyncIterator[Incoming]
+    ) -> None:
         try:
             async for message in incoming:
                 match message:
                     case m.RoundDecline():
                         await self._decline(subscription, message)
                     case Statement():
-                        renewed = await self._verified(subscription.client_id, message)
+                        renewed = self._verified(sender.client_id, sender.public_key, message)
                         if (renewed.model_id, renewed.session_id) != (
                             subscription.model_id,
                             subscription.session_id,
@@ -124,23 +134,18 @@ class Participation:
                         await self._record(renewed)
                         subscription.check_in = renewed
                     case _:
-                        await self._sealed.take(
-                            subscription.client_id, subscription.session_id, message
-                        )
+                        await self._sealed.take(sender, message)
         except Exception as error:
             # The stream's own coroutine raises it, so that it leaves as the stream's status.
             subscription.close(error)
         else:
             subscription.close()
 
-    async def _verified(self, client_id: ClientId, statement: Statement) -> check_ins.CheckIn:
+    def _verified(
+        self, client_id: ClientId, public_key: RSAPublicKey, statement: Statement
+    ) -> check_ins.CheckIn:
         """The row of a check-in that is in order; nothing is written yet."""
-
-        async def body(connection: Connection) -> bytes:
-            return await verified_payload(connection, client_id, statement, m.CHECK_IN)
-
-        payload = await self._database.read("check_in_client", body)
-        check_in = codec.parse_check_in(payload)
+        check_in = codec.parse_check_in(signed_payload(public_key, statement, m.CHECK_IN))
         self._validate(check_in, client_id)
         return check_ins.CheckIn(
             client_id=client_id,

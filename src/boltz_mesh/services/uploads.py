@@ -15,19 +15,17 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import TypeVar
 
-from boltz_mesh.rounds.fact import FactKind
-from boltz_mesh.rounds.serialise import state_of
-from boltz_mesh.rounds.state import Collecting, Phase
 from boltz_mesh.services.announced import Announced, checked_manifest
 from boltz_mesh.services.clock import Clock
 from boltz_mesh.services.incoming import IncomingUpdate
 from boltz_mesh.services.keyring import KeyRing
-from boltz_mesh.services.signed import verified_payload
+from boltz_mesh.services.signed import client_key, signed_payload
 from boltz_mesh.services.threads import in_thread, to_its_end
-from boltz_mesh.storage import inbox, roster, round_events, rounds, updates
+from boltz_mesh.services.update_rows import StoredNow, UpdateRows, check_collecting
+from boltz_mesh.storage import roster, rounds, updates
 from boltz_mesh.storage.blobs import BlobRef, BlobStore, PartialBlob
 from boltz_mesh.storage.postgres import Connection, Database
-from boltz_mesh.storage.updates import NewUpdate, Update, UpdateState
+from boltz_mesh.storage.updates import NewUpdate, Update
 from boltz_protocol import codec, limits
 from boltz_protocol import messages as m
 from boltz_protocol.chunk_wire import WireChunk
@@ -38,7 +36,6 @@ from boltz_protocol.errors import (
     NormExceeded,
     NotInRoster,
     RoundClosed,
-    StateConflict,
     Superseded,
 )
 from boltz_protocol.ids import ClientId
@@ -67,6 +64,7 @@ class Uploads:
         clock: Clock,
     ) -> None:
         self._database = database
+        self._rows = UpdateRows(database=database, clock=clock)
         self._blobs = blobs
         self._keyring = keyring
         self._executor = executor
@@ -145,30 +143,28 @@ class Uploads:
     async def _announced(self, client_id: ClientId, statement: Statement) -> tuple[Announced, bool]:
         """A manifest that is in order, and whether one came before it."""
 
-        async def read_client(connection: Connection) -> bytes:
-            return await verified_payload(connection, client_id, statement, m.UPDATE_MANIFEST)
-
-        payload = await self._database.read("submit_client", read_client)
-        manifest = codec.parse_update_manifest(payload)
-        if manifest.client_id != client_id:
-            raise NotInRoster("the manifest names another client than the one that calls")
-
-        async def read_round(
+        async def body(
             connection: Connection,
-        ) -> tuple[rounds.Round, roster.RosterEntry | None, bool]:
+        ) -> tuple[m.UpdateManifest, rounds.Round, roster.RosterEntry | None, bool]:
+            public_key = await client_key(connection, client_id)
+            # Verified before anything it says is looked up.
+            payload = signed_payload(public_key, statement, m.UPDATE_MANIFEST)
+            manifest = codec.parse_update_manifest(payload)
+            if manifest.client_id != client_id:
+                raise NotInRoster("the manifest names another client than the one that calls")
             found = await rounds.get_round(connection, manifest.round_id)
             key = (manifest.round_id, manifest.attempt, client_id)
             entry = await roster.find_roster_entry(connection, *key)
             row = await updates.find_update(connection, *key)
-            return found, entry, row is not None
+            return manifest, found, entry, row is not None
 
-        found, entry, known = await self._database.read("submit_round", read_round)
+        manifest, found, entry, known = await self._database.read("submit_update", body)
         if entry is None or found.config_statement is None:
             raise NotInRoster("this client was not selected for this round and attempt")
         if manifest.session_id != entry.session_id:
             raise NotInRoster("the manifest names another session than the one that checked in")
         if not known:
-            _check_collecting(found, manifest.attempt)
+            check_collecting(found, manifest.attempt)
         return checked_manifest(manifest, statement, found, entry, self._clock()), known
 
     async def _begin(self, announced: Announced) -> Update:
@@ -188,19 +184,7 @@ class Uploads:
             chunk_count=announced.layout.count,
         )
 
-        async def body(connection: Connection) -> Update:
-            held = await rounds.share_round(connection, manifest.round_id)
-            row = await updates.begin_update(connection, new)
-            if row.receipt is None:
-                _check_collecting(held, manifest.attempt)
-                await _check_participant(connection, manifest)
-            if row.state is UpdateState.DROPPED:
-                raise RoundClosed("this update was refused before; nothing more is taken for it")
-            if row.receipt is None and row.key_commitment != manifest.key_commitment:
-                raise StateConflict("the manifest's key is not the one announced first")
-            return row
-
-        return await self._database.run_tx("begin_update", body)
+        return await self._rows.begin(new)
 
     # --- the bytes ------------------------------------------------------------------------------
 
@@ -280,78 +264,24 @@ class Uploads:
             ),
         )
 
-        async def body(connection: Connection) -> Update:
-            held = await rounds.share_round(connection, manifest.round_id)
-            _check_collecting(held, manifest.attempt)
-            row = await updates.mark_stored(
-                connection,
-                manifest.round_id,
-                manifest.attempt,
-                manifest.client_id,
+        row = await self._rows.store(
+            StoredNow(
+                round_id=manifest.round_id,
+                attempt=manifest.attempt,
+                client_id=manifest.client_id,
                 blob_digest=ref.digest,
                 receipt=codec.encode_statement(receipt),
                 received_at_ms=received_at_ms,
             )
-            await inbox.put(
-                connection,
-                round_id=manifest.round_id,
-                attempt=manifest.attempt,
-                kind=FactKind.UPDATE_STORED,
-                client_id=manifest.client_id,
-                payload={},
-                at_ms=received_at_ms,
-            )
-            return row
-
-        row = await self._database.run_tx("store_update", body)
+        )
         assert row.receipt is not None
         return codec.parse_statement(row.receipt)
 
     async def _drop(self, announced: Announced, reason: str) -> None:
         manifest = announced.manifest
 
-        async def body(connection: Connection) -> None:
-            held = await rounds.share_round(connection, manifest.round_id)
-            _check_collecting(held, manifest.attempt)
-            await updates.mark_dropped(
-                connection, manifest.round_id, manifest.attempt, manifest.client_id
-            )
-            await inbox.put(
-                connection,
-                round_id=manifest.round_id,
-                attempt=manifest.attempt,
-                kind=FactKind.CLIENT_DROPPED,
-                client_id=manifest.client_id,
-                payload={"reason": reason},
-                at_ms=self._clock(),
-            )
-
         with contextlib.suppress(RoundClosed):
-            await self._database.run_tx("drop_update", body)
-
-
-def _check_collecting(held: rounds.Round, attempt: int) -> None:
-    if held.outcome is not None or held.phase != Phase.COLLECTING or held.attempt != attempt:
-        raise RoundClosed(
-            f"round {held.round_id} is {held.phase.lower()} and takes no updates",
-            round_id=held.round_id,
-            phase=held.phase,
-        )
-
-
-async def _check_participant(connection: Connection, manifest: m.UpdateManifest) -> None:
-    """In a sealed round a vector is taken of those alone who have dealt shares of its masks.
-
-    Raises: RoundClosed.
-    """
-    snapshot = await round_events.load_snapshot(connection, manifest.round_id)
-    state = None if snapshot is None else state_of(snapshot.state)
-    assert isinstance(state, Collecting), "held so by the transaction"
-    if manifest.client_id not in state.participants:
-        raise RoundClosed(
-            "this client dealt no shares in time: the round goes on without it",
-            round_id=manifest.round_id,
-        )
+            await self._rows.drop(manifest.round_id, manifest.attempt, manifest.client_id, reason)
 
 
 def _resumed(

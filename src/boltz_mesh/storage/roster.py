@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import asyncpg
 
 from boltz_mesh.storage.postgres import Connection
-from boltz_mesh.storage.rows import build, from_json
+from boltz_mesh.storage.rows import build
 from boltz_protocol.errors import StateConflict
 from boltz_protocol.ids import ClientId, RoundId, SessionId
 
@@ -69,22 +68,18 @@ async def get_roster(connection: Connection, round_id: RoundId, attempt: int) ->
     return [build(RosterEntry, row) for row in rows]
 
 
-async def find_seat(
-    connection: Connection, round_id: RoundId, attempt: int, client_id: ClientId
-) -> tuple[RosterEntry, dict[str, Any] | None] | None:
-    """A client's place in an attempt's roster, if it has one, with the round's newest snapshot."""
-    row = await connection.fetchrow(
-        "-- find_seat\n"
-        "SELECT roster.*, snapshot.state FROM round_roster AS roster"
-        " LEFT JOIN round_snapshots AS snapshot ON snapshot.round_id = roster.round_id"
-        " WHERE roster.round_id = $1 AND roster.attempt = $2 AND roster.client_id = $3",
+async def find_seats(
+    connection: Connection, round_id: RoundId, clients: Collection[ClientId]
+) -> dict[tuple[int, ClientId], RosterEntry]:
+    """The places of these clients in a round's rosters, by attempt and client."""
+    rows = await connection.fetch(
+        "-- find_seats\n"
+        "SELECT * FROM round_roster WHERE round_id = $1 AND client_id = ANY($2::text[])",
         round_id,
-        attempt,
-        client_id,
+        list(clients),
     )
-    if row is None:
-        return None
-    return build(RosterEntry, row), None if row["state"] is None else from_json(row["state"])
+    entries = (build(RosterEntry, row) for row in rows)
+    return {(entry.attempt, entry.client_id): entry for entry in entries}
 
 
 async def find_roster_entry(

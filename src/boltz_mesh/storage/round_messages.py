@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import enum
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import asyncpg
 
 from boltz_mesh.storage.postgres import Connection
-from boltz_mesh.storage.rows import affected, build
+from boltz_mesh.storage.rows import build
 from boltz_protocol.errors import SecondMessage, StateConflict
 from boltz_protocol.ids import ClientId, RoundId
 
@@ -72,44 +72,59 @@ def _message(row: asyncpg.Record) -> RoundMessage:
     return build(RoundMessage, row, kind=MessageKind(row["kind"]), covered=covered)
 
 
-async def put_message(connection: Connection, message: RoundMessage) -> bool:
-    """Keep a message. Returns False where it is there already.
-
-    Raises: SecondMessage when another one of its kind came first.
+async def put_messages(
+    connection: Connection, messages: Sequence[RoundMessage]
+) -> list[bool | SecondMessage]:
+    """Keep messages. For each in order: True where it is new, False where it is there already, and
+    the error to raise for it where another one of its kind came first.
     """
-    status = await connection.execute(
-        "-- put_message\n"
+    rows = await connection.fetchmany(
+        "-- put_messages\n"
         "INSERT INTO round_messages (round_id, attempt, kind, client_id, position, digest,"
         " payload, covered, at_ms) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)"
-        " ON CONFLICT DO NOTHING",
-        message.round_id,
-        message.attempt,
-        message.kind.value,
-        message.client_id,
-        message.position,
-        message.digest,
-        message.payload,
-        None if message.covered is None else list(message.covered),
-        message.at_ms,
+        " ON CONFLICT DO NOTHING RETURNING round_id, attempt, kind, client_id, digest",
+        [
+            (
+                *_key(message),
+                message.position,
+                message.digest,
+                message.payload,
+                None if message.covered is None else list(message.covered),
+                message.at_ms,
+            )
+            for message in messages
+        ],
     )
-    if affected(status):
-        return True
+    new = {tuple(row) for row in rows}
+    outcomes: list[bool | SecondMessage] = []
+    for message in messages:
+        if (*_key(message), message.digest) in new:
+            # The same message twice among these is new once.
+            new.remove((*_key(message), message.digest))
+            outcomes.append(True)
+        else:
+            outcomes.append(await _known(connection, message))
+    return outcomes
+
+
+def _key(message: RoundMessage) -> tuple[str, int, str, str]:
+    return message.round_id, message.attempt, message.kind.value, message.client_id
+
+
+async def _known(connection: Connection, message: RoundMessage) -> bool | SecondMessage:
     first = await connection.fetchval(
-        "-- put_message\n"
+        "-- first_message\n"
         "SELECT digest FROM round_messages"
         " WHERE round_id = $1 AND attempt = $2 AND kind = $3 AND client_id = $4",
-        message.round_id,
-        message.attempt,
-        message.kind.value,
-        message.client_id,
+        *_key(message),
     )
-    if first != message.digest:
-        raise SecondMessage(
-            f"another {message.kind} of this client came first",
-            round_id=message.round_id,
-            kind=message.kind.value,
-        )
-    return False
+    if first == message.digest:
+        return False
+    return SecondMessage(
+        f"another {message.kind} of this client came first",
+        round_id=message.round_id,
+        kind=message.kind.value,
+    )
 
 
 async def list_messages(

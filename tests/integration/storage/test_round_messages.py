@@ -31,7 +31,10 @@ def message(
 
 
 async def put(database: Database, row: RoundMessage) -> bool:
-    return await tx(database, lambda c: round_messages.put_message(c, row))
+    (outcome,) = await tx(database, lambda c: round_messages.put_messages(c, [row]))
+    if isinstance(outcome, SecondMessage):
+        raise outcome
+    return outcome
 
 
 async def listed(
@@ -56,6 +59,35 @@ async def test_the_first_message_of_a_kind_stands(database: Database) -> None:
     assert await listed(database, MessageKind.NONCE, [2, 7]) == [message(2, content=b"other")]
     assert await listed(database, MessageKind.SURVIVORS_SEEN) == []
     assert b"content" not in repr(first).encode()
+
+
+async def test_messages_kept_together_stand_each_for_itself(database: Database) -> None:
+    await tx(database, prepare)
+    await put(database, message(0))
+    together = [
+        message(0),
+        message(1),
+        message(1),
+        message(1, content=b"other"),
+        message(0, content=b"other"),
+        message(2, MessageKind.KEY_ADVERTISEMENT),
+    ]
+    outcomes = await tx(database, lambda c: round_messages.put_messages(c, together))
+    assert [outcome for outcome in outcomes if isinstance(outcome, bool)] == [
+        False,
+        True,
+        False,
+        True,
+    ]
+    assert [isinstance(outcome, SecondMessage) for outcome in outcomes] == [
+        False,
+        False,
+        False,
+        True,
+        True,
+        False,
+    ]
+    assert await listed(database, MessageKind.NONCE) == [message(0), message(1)]
 
 
 async def test_what_is_covered_is_told_by_holder(database: Database) -> None:
