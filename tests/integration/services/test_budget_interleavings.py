@@ -34,7 +34,7 @@ from boltz_mesh.services.budgets import Cost, Spending, hold_releases, ledger_en
 from boltz_mesh.services.ledger_checks import LedgerChecks
 from boltz_mesh.storage import ledger
 from boltz_mesh.storage.postgres import Connection, Database
-from boltz_protocol.errors import BudgetExceeded
+from boltz_protocol.errors import BudgetExceeded, LedgerBroken
 from boltz_protocol.ids import ClientId, ModelId, RoundId
 from tests.support.rows import call, tx
 
@@ -378,5 +378,5 @@ def test_a_defect_is_seen(
     program = [
         replace(round_, pauses=slow) for model in range(MODELS) for round_ in everybody(model, 4)
     ]
-    with pytest.raises((AssertionError, asyncpg.IntegrityConstraintViolationError)):
+    with pytest.raises((AssertionError, asyncpg.IntegrityConstraintViolationError, LedgerBroken)):
         played(database_url, program, spans_models=spans_models)
