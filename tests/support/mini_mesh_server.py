@@ -295,9 +295,14 @@ class _Services:
             epsilon_spent=1.5,
             epsilon_budget=2.0,
             delta=1e-5,
-            unit="client",
+            unit="client-period",
+            period="2026-10-01/2027-01-01",
             relation="contribution-set-to-zero",
             rounds_left=3,
+            epsilon_lifetime=1.75,
+            rounds_lifetime=3,
+            chain_length=7,
+            chain_head=b"\xab" * 32,
         )
 
     async def participate(self, requests: Any, context: Context) -> AsyncIterator[Any]:

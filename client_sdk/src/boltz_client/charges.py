@@ -20,7 +20,18 @@ from boltz_protocol.errors import RoundRefused
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """Privacy that this client has spent on a model, as the mesh counts it."""
+    """Privacy that this client has spent on a model, as the mesh counts it.
+
+    Attributes:
+        epsilon_spent: of the rounds charged, at `delta`, for `unit`; with the unit `client-period`
+            of those of `period` alone.
+        epsilon_held: with the rounds that are running.
+        period: days whose data the figures are about; empty with the unit `client`.
+        epsilon_lifetime: of all rounds ever charged, unit one client: what the client's own ledger
+            counts.
+        chain_length, chain_head: of the model's ledger, all clients together. Whoever keeps them
+            can tell later whether what was charged up to here was altered.
+    """
 
     epsilon_spent: float
     epsilon_held: float
@@ -31,6 +42,11 @@ class Budget:
     epsilon_replace_one: float
     rounds_charged: int
     rounds_left: int
+    period: str
+    epsilon_lifetime: float
+    rounds_lifetime: int
+    chain_length: int
+    chain_head: bytes
 
 
 class Charges:

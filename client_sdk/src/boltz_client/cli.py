@@ -208,24 +208,28 @@ async def _budget(options: argparse.Namespace) -> int:
         model_id = parse_model_id(options.model)
         own = await asyncio.to_thread(client.ledger.spent, model_id, delta)
         charged = len(await asyncio.to_thread(client.ledger.events, model_id))
-    scope = f"at delta {delta:g} (unit: {mesh.unit}; relation: {mesh.relation})"
+    of_mesh = {name: getattr(mesh, name) for name in Budget.__slots__}
+    scope = f"at delta {delta:g}, unit: client; relation: {mesh.relation}"
+    period = f"of {mesh.period}, unit: {mesh.unit}: " if mesh.period else ""
     _print(
         options,
         {
-            "own": {"epsilon_spent": _figure(own), "rounds_charged": charged},
+            "own": {"epsilon_spent": _figure(own), "rounds_charged": charged, "unit": "client"},
             "mesh": {
-                name: _figure(getattr(mesh, name))
-                if name.startswith("epsilon")
-                else getattr(mesh, name)
-                for name in Budget.__slots__
-            },
+                name: _figure(value) if name.startswith("epsilon") else value
+                for name, value in of_mesh.items()
+            }
+            | {"chain_head": mesh.chain_head.hex()},
             "delta": delta,
         },
-        f"own ledger: epsilon {_epsilon(own)}, {charged} rounds charged\n"
-        f"the mesh's: epsilon {_epsilon(mesh.epsilon_spent)}, {mesh.rounds_charged} rounds "
-        f"charged, {_epsilon(mesh.epsilon_held)} with what is held, "
+        f"own ledger: epsilon {_epsilon(own)}, {charged} rounds charged ({scope})\n"
+        f"the mesh's: epsilon {_epsilon(mesh.epsilon_lifetime)}, {mesh.rounds_lifetime} rounds "
+        f"charged ({scope})\n"
+        f"budget:     {period}epsilon {_epsilon(mesh.epsilon_spent)} spent, "
+        f"{_epsilon(mesh.epsilon_held)} with what is held, "
         f"of {_epsilon(mesh.epsilon_budget) if mesh.delta else 'no budget'}\n"
-        f"{scope}. The own ledger charges every update before it is sent, the mesh every release.",
+        "The own ledger charges every update before it is sent, the mesh every release. The "
+        f"model's ledger has {mesh.chain_length} events, ending in {mesh.chain_head.hex()}.",
     )
     return OK
 

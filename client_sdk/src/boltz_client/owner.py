@@ -174,7 +174,8 @@ class OwnerLimits:
             told = "no bound at all (too little noise)" if math.isinf(epsilon) else f"{epsilon:.4g}"
             raise BudgetExceeded(
                 f"after this round the client's own ledger would stand at an epsilon of {told} at "
-                f"delta {self.delta:g}; the owner allows {self.epsilon_budget:g}",
+                f"delta {self.delta:g} (unit: client; relation: contribution-set-to-zero); "
+                f"the owner allows {self.epsilon_budget:g}",
                 limit="epsilon_budget",
             )
 

@@ -174,7 +174,9 @@ def test_the_own_ledger_beside_the_meshs(
 ) -> None:
     code, out, _ = run(capsys, "budget", MODEL, "--store", store)
     assert (code, "own ledger: epsilon 0.000, 0 rounds" in out) == (cli.OK, True)
-    assert "the mesh's: epsilon 1.500" in out
+    assert "the mesh's: epsilon 1.750, 3 rounds charged (at delta" in out
+    assert "of 2026-10-01/2027-01-01, unit: client-period: epsilon 1.500 spent" in out
+    assert f"7 events, ending in {'ab' * 32}" in out
     weights = tmp_path / "weights.safetensors"
     weights.write_bytes(encode_model(served.mesh.tensors, np.full(8, 0.25, dtype=np.float32)))
     served.rounds(1)
@@ -182,7 +184,8 @@ def test_the_own_ledger_beside_the_meshs(
     assert run(capsys, *submit, "--store", store)[0] == cli.OK
     code, out, _ = run(capsys, "budget", MODEL, "--store", store, "--json")
     # A round without noise: no epsilon is a bound for it, and JSON has no infinity.
-    assert json.loads(out)["own"] == {"epsilon_spent": None, "rounds_charged": 1}
+    own = {"epsilon_spent": None, "rounds_charged": 1, "unit": "client"}
+    assert json.loads(out)["own"] == own
     assert json.loads(out)["mesh"]["epsilon_budget"] == 2.0
 
 

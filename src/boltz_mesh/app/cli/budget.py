@@ -263,4 +263,4 @@ def plan(
 
 
 def _number(epsilon: float) -> str:
-    return f"{epsilon:.3f}" if math.isfinite(epsilon) else "unlimited"
+    return f"{math.ceil(epsilon * 1000) / 1000:.3f}" if math.isfinite(epsilon) else "unlimited"

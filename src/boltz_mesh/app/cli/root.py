@@ -8,7 +8,7 @@ from importlib.metadata import version
 from cyclopts import App
 from cyclopts.exceptions import CycloptsError
 
-from boltz_mesh.app.cli import budget, clients, demo, models, plans, rounds, server
+from boltz_mesh.app.cli import budget, clients, demo, models, plans, privacy, rounds, server
 from boltz_mesh.app.cli.output import EXIT_CODES_HELP, Exit, exit_code, print_error
 from boltz_protocol.errors import ConfigurationError, MeshError
 
@@ -28,6 +28,7 @@ app.command(plans.app)
 app.command(budget.app)
 app.command(clients.app)
 app.command(rounds.app)
+app.command(privacy.app)
 app.command(models.app)
 
 

@@ -1,0 +1,1 @@
+"""An attack on the mesh's own privacy: canaries in real rounds, and a gradient inversion."""
