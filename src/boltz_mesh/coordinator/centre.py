@@ -104,9 +104,10 @@ class Centre:
         lanes = [float(metrics.get(lane.name, 0.0)) * lane.scale for lane in configuration.lanes]
         centre = cls(configuration, lanes, (version, parent, step))
         square = 0.0
-        for index in range(chunk_count(configuration.coordinates)):
-            values = centre.chunk(index)
-            square += float(np.dot(values, values))
+        with np.errstate(over="ignore"):
+            for index in range(chunk_count(configuration.coordinates)):
+                values = centre.chunk(index)
+                square += float(np.dot(values, values))
         if not math.isfinite(square):
             raise NotFinite("the last published mean is no number; raise the learning rate")
         centre._factor = clip_factor(math.sqrt(square), configuration.clip_norm)
