@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from boltz_mesh.aggregation.calibration import calibrate
 from boltz_mesh.aggregation.centered_clipping import CenteredClipping, centre_units
@@ -31,6 +33,7 @@ from boltz_protocol.key_wrap import KeyEncryptionKey
 from boltz_protocol.model_file import canonical_layout
 from boltz_protocol.packing import norm_squared24
 from boltz_protocol.sealing import round_encoding
+from tests.unit.aggregation.sums import rosters
 from tests.unit.coordinator.rounds import Int32Array, configuration, random_updates, stored
 from tests.unit.coordinator.test_fold import read_back
 
@@ -205,6 +208,50 @@ def test_whoever_is_far_from_the_centre_is_brought_near(folder: Folder) -> None:
     assert pull > 0.9 * bound
     # Under the mean the same client takes off three times as much, and weight did not help it.
     assert config.bound_l2 > 3 * pull
+
+
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    roster=rosters(4),
+    radius=st.sampled_from([1.0, 0.5, 0.1]),
+    seed=st.integers(0, 2**32 - 1),
+    parameters=st.sampled_from([1, 300, CHUNK + 5]),
+)
+def test_no_client_moves_the_sum_by_more_than_the_noise_is_for(
+    folder: Folder, roster: tuple[int, ...], radius: float, seed: int, parameters: int
+) -> None:
+    """Whatever it sends within the bound, whatever weight its claims have brought it."""
+    config = configuration(
+        parameters,
+        clients=4,
+        noise_multiplier=1.0,
+        max_weight=max(roster),
+        total_weight=sum(roster),
+    )
+    random = np.random.default_rng(seed)
+    how = summing(config, radius)
+    assert isinstance(how.rule, CenteredClipping)
+    mean = random.normal(size=parameters).astype(np.float32)
+    versions = Versions(folder, parameters)
+    with ExitStack() as stack:
+        centre = versions.centre(stack, config, versions.step(np.zeros_like(mean), mean))
+        for weight in roster:
+            direction = -mean if random.random() < 0.5 else random.normal(size=parameters)
+            values = np.trunc(config.bound_l2 / np.linalg.norm(direction) * direction)
+            row = stored(folder.blobs, config, values.astype(np.int32), weight=weight)
+            alone = CentredSum.measured(
+                CentredUpdates.of(folder.blobs, config, centre, [row]),
+                how.rule,
+                folder.executor,
+                threading.Event(),
+                ahead=2,
+            )
+            chunks = [alone.chunk(index)[0] for index in range(-(-parameters // CHUNK))]
+            moved = sum(map(norm_squared24, chunks))
+            assert moved <= how.calibration.sensitivity**2
+            assert moved <= how.rule.term_bound(weight, max(roster)) ** 2
 
 
 def test_noise_has_the_size_of_a_term_and_not_of_an_update(folder: Folder) -> None:
