@@ -28,7 +28,7 @@ class WeightedMean:
 
     name: ClassVar[str] = "weighted-mean"
 
-    def l2_sensitivity(self, n: int, f: int, clip: float, weights: Sequence[int]) -> float:
+    def l2_sensitivity(self, n: int, f: int, clip: int, weights: Sequence[int]) -> int:
         """The sensitivity of the SUM, to which the noise is added: `clip`.
 
         Proof. Neighbouring runs have the same roster, weights and survivors, and one client's

@@ -3,7 +3,9 @@
 For each chunk of coordinates a thread adds up that chunk of every survivor's update, takes off what
 is left of their masks (sealed rounds), and adds noise (open rounds; in a sealed round it came in
 shares with the updates). In a grouped round it does so for each group, whose masks and noise are
-its own, and adds up the groups' noised sums once each has passed the range check. Chunks are
+its own, and adds up the groups' noised sums once each has passed the range check. Under centered
+clipping the terms are added up instead (`centred_sum`), and what is public of them after the noise.
+The noise of an open round is that of its `Calibration`, and so of its rule. Chunks are
 written in order into one encrypted file of int32. So memory holds a few chunks, whatever the number
 of clients and parameters, and an un-noised sum of a chunk, which only an open round has, lives in
 one call in a thread.
@@ -20,19 +22,23 @@ import math
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
+from boltz_mesh.aggregation.calibration import Calibration
+from boltz_mesh.aggregation.centered_clipping import CenteredClipping
+from boltz_mesh.coordinator.centre import Centre
+from boltz_mesh.coordinator.centred_sum import CentredSum, CentredUpdates
 from boltz_mesh.coordinator.ordered import in_order
+from boltz_mesh.coordinator.stored import FoldCancelled, StoredUpdate, chunk_room, read_chunk
+from boltz_mesh.rounds.plan_rule import OpenRule
 from boltz_mesh.services.files import EncryptedWriter, aggregate_context
 from boltz_mesh.storage.blobs import BlobStore
 from boltz_mesh.storage.models import StoredBlob
-from boltz_protocol import limits
 from boltz_protocol.encoding import Encoding
-from boltz_protocol.envelope import Opener
 from boltz_protocol.errors import MeshError, NormExceeded
 from boltz_protocol.key_wrap import KeyEncryptionKey
 from boltz_protocol.keystream import Keystream
@@ -54,10 +60,6 @@ Int32Array = npt.NDArray[np.int32]
 UInt32Array = npt.NDArray[np.uint32]
 
 
-class FoldCancelled(Exception):
-    """The round went on without this fold."""
-
-
 class AggregateOutOfRange(MeshError):
     """The noised sum lies beyond what clip and noise allow."""
 
@@ -67,22 +69,18 @@ class AggregateOutOfRange(MeshError):
 
 
 @dataclass(frozen=True, slots=True)
-class StoredUpdate:
-    """One survivor's update at rest, ready to be opened.
+class Summing:
+    """How a round's updates become one released vector.
 
     Attributes:
-        client_id: whose.
-        blob_digest: of the ciphertext.
-        opener: for its chunks; holds the key.
-        weight: as committed.
-        group: place of the client's group in a grouped round; 0 in others.
+        rule: of the round's plan.
+        calibration: the noise that the round's holds are for.
+        centre: of centered clipping.
     """
 
-    client_id: str
-    blob_digest: bytes
-    opener: Opener = field(repr=False)
-    weight: int
-    group: int = 0
+    rule: OpenRule
+    calibration: Calibration
+    centre: Centre | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,12 +111,14 @@ class Folder:
         self,
         updates: Sequence[StoredUpdate],
         configuration: RoundConfiguration,
+        summing: Summing,
         masks: Mapping[int, Sequence[MaskStream]],
         cancelled: threading.Event,
     ) -> NoisedSum:
         """Sum, noise, range check. Blocks; call it from a thread that is not of `executor`.
 
         Args:
+            summing: rule and noise.
             masks: by group, what takes the masks off the sum of a sealed or grouped round, whose
                 noise is in it already.
 
@@ -129,8 +129,12 @@ class Folder:
         """
         encoding = round_encoding(configuration)
         coordinates = configuration.coordinates
-        central = configuration.mode is RoundMode.OPEN and encoding.noise_multiplier > 0
-        noise = discrete_gaussian(encoding.sigma_squared) if central else None
+        noise = _central_noise(updates, configuration, encoding, summing)
+        centred = self._centred(updates, configuration, summing, cancelled)
+        if centred is not None:
+            # Range and norm are those of terms: the centres come after the checks.
+            assert isinstance(summing.rule, CenteredClipping)
+            encoding = summing.rule.terms
         context = aggregate_context(
             configuration.mesh_id, configuration.round_id, configuration.attempt
         )
@@ -141,12 +145,19 @@ class Folder:
         def one_chunk(index: int) -> tuple[Int32Array, int]:
             if cancelled.is_set():
                 raise FoldCancelled
+            if centred is not None:
+                terms, centres = centred.chunk(index)
+                _add_noise(terms, noise)
+                _check_coordinates(terms, encoding, len(updates))
+                square = norm_squared24(terms)
+                return np.add(terms, centres, out=terms), square
             total: Int32Array | None = None
             counted = 0
             for group, members in groups.items():
                 accumulator = _added_up(self.blobs, members, index, coordinates)
                 apply_masks(accumulator, index, masks.get(group, ()))
-                chunk = _noised(accumulator, noise)
+                chunk = _signed(accumulator)
+                _add_noise(chunk, noise)
                 _check_coordinates(chunk, encoding, len(members))
                 counted += len(members)
                 if total is None:
@@ -175,7 +186,7 @@ class Folder:
                 norm_squared,
                 encoding,
                 len(updates),
-                _noise_sigma(configuration, encoding, len(updates)),
+                _noise_sigma(configuration, encoding, summing.calibration, len(updates)),
             )
             stored = writer.commit()
         total_weight = sum(update.weight for update in updates)
@@ -185,6 +196,42 @@ class Folder:
             total_weight=total_weight,
             metrics=_metrics(lanes, configuration, total_weight),
         )
+
+    def _centred(
+        self,
+        updates: Sequence[StoredUpdate],
+        configuration: RoundConfiguration,
+        summing: Summing,
+        cancelled: threading.Event,
+    ) -> CentredSum | None:
+        """The first pass of centered clipping; None under another rule."""
+        if not isinstance(summing.rule, CenteredClipping):
+            return None
+        assert configuration.mode is RoundMode.OPEN, "the plan's check"
+        assert summing.centre is not None, "zero, where nothing is published"
+        return CentredSum.measured(
+            CentredUpdates.of(self.blobs, configuration, summing.centre, updates),
+            summing.rule,
+            self.executor,
+            cancelled,
+            ahead=2 * FOLD_THREADS,
+        )
+
+
+def _central_noise(
+    updates: Sequence[StoredUpdate],
+    configuration: RoundConfiguration,
+    encoding: Encoding,
+    summing: Summing,
+) -> DiscreteGaussian | None:
+    """What the mesh adds: in an open round, what its rule's sensitivity asks for."""
+    calibration = summing.calibration
+    if configuration.mode is not RoundMode.OPEN or calibration.noise_multiplier == 0:
+        return None
+    assert calibration.noise_multiplier == encoding.noise_multiplier, "as clients were told"
+    weights = [update.weight for update in updates]
+    calibration.check_covers(summing.rule, clip=encoding.bound_l2, weights=weights)
+    return discrete_gaussian(calibration.sigma_squared)
 
 
 def _by_group(updates: Sequence[StoredUpdate]) -> dict[int, list[StoredUpdate]]:
@@ -201,26 +248,24 @@ def _added_up(
     """One chunk of the plain sum, (k,) uint32, right modulo 2^24; masked in a sealed round."""
     part = chunk_slice(index, coordinates)
     accumulator = np.zeros(part.stop - part.start, np.uint32)
-    cipher = memoryview(bytearray(accumulator.size * limits.WIRE_BYTES + limits.GCM_TAG_BYTES))
+    room = chunk_room(index, coordinates)
     for update in updates:
-        layout = update.opener.layout
-        with blobs.open(update.blob_digest) as reader:
-            # A blob that is too short leaves old bytes in the buffer: they do not authenticate.
-            reader.pread_into(cipher, layout.cipher_offset(index))
-        written = update.opener.open_into(index, cipher, cipher)
-        add_packed24(accumulator, cipher[:written])
+        add_packed24(accumulator, read_chunk(blobs, update, index, room))
     return accumulator
 
 
-def _noised(accumulator: UInt32Array, noise: DiscreteGaussian | None) -> Int32Array:
-    """The chunk's signed values with central noise, where the round has any, in place."""
+def _signed(accumulator: UInt32Array) -> Int32Array:
+    """The chunk's signed values, in place."""
     try:
-        values = decode_sum(accumulator, WIRE_MAX)
+        return decode_sum(accumulator, WIRE_MAX)
     except NormExceeded as error:
         raise AggregateOutOfRange("a coordinate of the sum fills the ring") from error
+
+
+def _add_noise(values: Int32Array, noise: DiscreteGaussian | None) -> None:
+    """Central noise, where the round has any, in place."""
     if noise is not None:
         noise.add_into(values, Keystream.fresh())
-    return values
 
 
 def _check_coordinates(chunk: Int32Array, encoding: Encoding, survivors: int) -> None:
@@ -232,10 +277,12 @@ def _check_coordinates(chunk: Int32Array, encoding: Encoding, survivors: int) ->
         )
 
 
-def _noise_sigma(configuration: RoundConfiguration, encoding: Encoding, survivors: int) -> float:
+def _noise_sigma(
+    configuration: RoundConfiguration, encoding: Encoding, calibration: Calibration, survivors: int
+) -> float:
     """Standard deviation of the noise on a coordinate of the sum, in ring units."""
-    if configuration.secure_aggregation is None or encoding.noise_multiplier == 0:
-        return math.sqrt(encoding.sigma_squared)
+    if configuration.secure_aggregation is None or calibration.noise_multiplier == 0:
+        return math.sqrt(calibration.sigma_squared)
     # Every survivor added a share; more survivors than the fewest allowed make more noise, and so
     # do more groups.
     return math.sqrt(survivors * round_share_variance(configuration, encoding))

@@ -23,7 +23,8 @@ import numpy.typing as npt
 
 from boltz_mesh.aggregation.server_optimizer import ServerOptimizer
 from boltz_mesh.aggregation.weighted_mean import block_mean
-from boltz_mesh.coordinator.fold import AGGREGATE_BYTES, FoldCancelled
+from boltz_mesh.coordinator.fold import AGGREGATE_BYTES
+from boltz_mesh.coordinator.stored import FoldCancelled
 from boltz_mesh.rounds.plan import Plan
 from boltz_mesh.services.files import (
     EncryptedReader,

@@ -9,10 +9,13 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
-from boltz_mesh.coordinator.fold import AggregateOutOfRange, Folder, NoisedSum, StoredUpdate
+from boltz_mesh.aggregation.server_optimizer import FedAvg
+from boltz_mesh.coordinator.centre import Centre, PublishedStep
+from boltz_mesh.coordinator.fold import AggregateOutOfRange, Folder, NoisedSum, Summing
 from boltz_mesh.coordinator.parts import Parts
 from boltz_mesh.coordinator.publish import (
     NewVersionFiles,
@@ -20,7 +23,9 @@ from boltz_mesh.coordinator.publish import (
     ReleasedAggregate,
     plan_tensors,
 )
+from boltz_mesh.coordinator.stored import StoredUpdate
 from boltz_mesh.rounds.plan import Plan
+from boltz_mesh.rounds.plan_rule import calibration_of, rule_of
 from boltz_mesh.rounds.state import Aggregating, Releasing
 from boltz_mesh.services.attempts import SharedAttempt, configuration_of, read_released
 from boltz_mesh.services.plans import plan_of
@@ -43,7 +48,8 @@ from boltz_protocol.errors import (
     UnknownKey,
 )
 from boltz_protocol.ids import ClientId, ModelId, RoundId
-from boltz_protocol.sealing import update_context, update_layout
+from boltz_protocol.model_file import canonical_layout
+from boltz_protocol.sealing import round_encoding, update_context, update_layout
 from boltz_protocol.secagg.masks import MaskStream
 from boltz_protocol.secagg.recovery import mask_streams_to_remove, recover
 
@@ -105,18 +111,23 @@ class Work:
 
         async def body(
             connection: Connection,
-        ) -> tuple[rounds.Round, list[roster.RosterEntry], list[Update]]:
+        ) -> tuple[
+            rounds.Round, list[roster.RosterEntry], list[Update], Plan, PublishedStep | None
+        ]:
+            found = await rounds.get_round(connection, round_id)
+            plan = plan_of(await plans.get_plan(connection, found.model_id, found.plan_revision))
             return (
-                await rounds.get_round(connection, round_id),
+                found,
                 await roster.get_roster(connection, round_id, attempt),
                 await updates.list_updates(connection, round_id, attempt),
+                plan,
+                await _published_step(connection, found, plan),
             )
 
-        found, entries, rows = await self._parts.database.read("read_updates", body)
+        found, entries, rows, plan, step = await self._parts.database.read("read_updates", body)
         configuration, config_digest = configuration_of(found)
         weights = {entry.client_id: entry.weight for entry in entries}
         by_client = {row.client_id: row for row in rows}
-        folder = Folder(self._parts.blobs, self._parts.keyring.kek, self._parts.chunks)
         try:
             opened = await self._open_all(
                 [by_client[ClientId(survivor)] for survivor in state.survivors],
@@ -127,10 +138,12 @@ class Work:
             groups, masks = await self._masks_in_sums(found, state)
             opened = [replace(row, group=groups.get(row.client_id, 0)) for row in opened]
             noised = await self._in_thread(
-                lambda: folder.fold(opened, configuration, masks, self._cancelled)
+                lambda: self._fold(opened, configuration, masks, plan, step)
             )
         except AggregateOutOfRange as error:
             return Folded(None, error.message)
+        except NotFinite as error:
+            return Failed(error.message)
         except _DAMAGED as error:
             return Failed(f"UPDATE_UNREADABLE: {error.message}")
         except DealerBlamed as error:
@@ -138,6 +151,26 @@ class Work:
             # The reason is shown to every client of the round: it names none of them.
             return Failed("DEALER_BLAMED: a client dealt shares of something else than its secrets")
         return Folded(noised)
+
+    def _fold(
+        self,
+        opened: Sequence[StoredUpdate],
+        configuration: m.RoundConfiguration,
+        masks: Masks,
+        plan: Plan,
+        step: PublishedStep | None,
+    ) -> NoisedSum:
+        """In a thread."""
+        folder = Folder(self._parts.blobs, self._parts.keyring.kek, self._parts.chunks)
+        encoding = round_encoding(configuration)
+        with ExitStack() as stack:
+            centre = (
+                Centre.nothing(configuration)
+                if step is None
+                else Centre.of(stack, folder.blobs, folder.kek, configuration, step)
+            )
+            summing = Summing(rule_of(plan, encoding), calibration_of(plan, encoding), centre)
+            return folder.fold(opened, configuration, summing, masks, self._cancelled)
 
     async def _masks_in_sums(
         self, found: rounds.Round, state: Aggregating
@@ -283,6 +316,31 @@ class Work:
 
     async def _in_thread(self, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._parts.heavy, call)
+
+
+async def _published_step(
+    connection: Connection, found: rounds.Round, plan: Plan
+) -> PublishedStep | None:
+    """What the round's base version adds to its parent, where centered clipping asks for it.
+
+    None where no round made it, or one under another revision of the plan: learning rate and clip
+    norm may have been others then.
+    """
+    if plan.rule != "centered-clipping":
+        return None
+    base = await models.get_model_version(connection, found.model_id, found.base_version)
+    manifest = codec.parse_model_manifest(codec.parse_statement(base.manifest).payload)
+    if (
+        base.round_id is None
+        or base.parent_version is None
+        or manifest.plan_revision != found.plan_revision
+    ):
+        return None
+    parent = await models.get_model_version(connection, found.model_id, base.parent_version)
+    optimizer = plan.server_optimizer.build()
+    assert isinstance(optimizer, FedAvg), "the plan's check"
+    layout = canonical_layout(plan_tensors(plan))
+    return PublishedStep(base, parent, optimizer.learning_rate, layout)
 
 
 def manifest_of(made: Made, round_id: RoundId, mesh_id: str, at_ms: int) -> m.ModelManifest:

@@ -18,6 +18,7 @@ import msgspec
 from boltz_mesh.privacy.budget import Budget
 from boltz_mesh.rounds.plan_checks import validate_encoding, validate_plan
 from boltz_mesh.rounds.plan_refusal import refuse
+from boltz_mesh.rounds.plan_rule import radius_of
 from boltz_mesh.rounds.plan_types import (
     Cohort,
     Deadlines,
@@ -191,6 +192,7 @@ def _checked(raw: dict[str, Any]) -> Plan:
         plan,
         server_optimizer=plan.server_optimizer.resolved(),
         secure_aggregation=plan.sealing if plan.is_masked else None,
+        centered_radius=radius_of(plan) if plan.rule == "centered-clipping" else None,
     )
 
 
@@ -282,7 +284,8 @@ _EXAMPLE: Final = """\
 model = "volatility-linear"       # required; 1 to 63 of a-z 0-9 . -
 mode = "sealed"                   # the server sees one noised sum; "grouped": one a group;
                                   # "open": each delta, in memory
-rule = "weighted-mean"
+rule = "weighted-mean"            # open rounds: or "centered-clipping", which clips the way from
+                                  # the last published mean to centered_radius * clip_norm (0.5)
 
 clip_norm = 0.08                  # required; L2 bound of one client's delta, lanes included
 privacy = "client-dp"             # required; or "none": no noise, and no epsilon is printed

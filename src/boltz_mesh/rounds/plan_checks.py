@@ -13,6 +13,7 @@ from typing import Final
 from boltz_mesh.privacy import accountant
 from boltz_mesh.rounds.plan_grouped import check_grouped
 from boltz_mesh.rounds.plan_refusal import refuse
+from boltz_mesh.rounds.plan_rule import check_calibration, check_rule
 from boltz_mesh.rounds.plan_sealed import check_noise_share, check_sealed
 from boltz_mesh.rounds.plan_types import OPTIMIZERS, OptimizerPlan, Plan
 from boltz_protocol import ids, limits
@@ -44,6 +45,7 @@ def validate_plan(plan: Plan) -> None:
     _check_numbers(plan)
     _check_privacy(plan)
     _check_mode(plan)
+    check_rule(plan)
     _check_optimizer(plan.server_optimizer)
     _check_hyper_parameters(plan)
 
@@ -51,7 +53,8 @@ def validate_plan(plan: Plan) -> None:
 def validate_encoding(plan: Plan) -> Encoding:
     """The plan's fixed-point encoding: the sum of a full cohort and its noise fit the wire.
 
-    With `client-dp` the noise multiplier is over this encoding's `bound_l2`, in integer units. The
+    With `client-dp` the noise multiplier is over the sensitivity that the plan's rule declares for
+    this encoding's `bound_l2` (`plan_rule.calibration_of`), which is never more than that. The
     encoding leaves room for noise of sigma sqrt(n), n being a full cohort. That is enough where the
     noise comes in n shares too: each has a variance of at most sigma^2, since it is sigma^2 over
     the survivors that do not collude, of whom there is one at least.
@@ -67,13 +70,14 @@ def validate_encoding(plan: Plan) -> Encoding:
         )
         if plan.is_masked:
             check_noise_share(plan, encoding)
-        return encoding
     except InvalidPlan as error:
         # The encoding speaks of its own arguments; the plan's reader knows the plan's settings.
         setting = _ENCODING_SETTINGS[error.metadata["setting"]]
         raise InvalidPlan(
             f"{setting}: {error.message}", setting=setting, would_do=error.metadata["would_do"]
         ) from error
+    check_calibration(plan, encoding)
+    return encoding
 
 
 def _check_names(plan: Plan) -> None:
@@ -143,6 +147,7 @@ def _check_numbers(plan: Plan) -> None:
         "clip_norm": plan.clip_norm,
         "noise_multiplier": plan.noise_multiplier,
         "cohort.over_selection": plan.cohort.over_selection,
+        "centered_radius": 1.0 if plan.centered_radius is None else plan.centered_radius,
         "weight_share_cap": plan.weight_share_cap,
     }
     numbers |= {f"lanes[{i}].scale": lane.scale for i, lane in enumerate(plan.lanes)}

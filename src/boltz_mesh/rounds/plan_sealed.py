@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from boltz_mesh.privacy.mechanisms import PrivacyEvent, release_event
 from boltz_mesh.rounds.plan_refusal import refuse
+from boltz_mesh.rounds.plan_rule import calibration_of
 from boltz_mesh.rounds.plan_types import Plan, SecureAggregationPlan
 from boltz_protocol import limits
 from boltz_protocol.encoding import Encoding
@@ -30,7 +31,7 @@ class ReleaseTerms:
         noise_multiplier: to account for; 0 without noise. In sealed rounds it is what holds at the
             fewest survivors with the tolerated colluders among them; in grouped ones, at the fewest
             of a group: a client is in the sum of its own group alone.
-        sensitivity: of a sum, in integer units.
+        sensitivity: of a sum, in integer units, as the plan's rule declares it.
         distributed: the noise comes in shares of the clients.
         period: whose data goes in, where the budget's unit is `client-period`; else empty.
     """
@@ -72,7 +73,8 @@ def release_terms(plan: Plan, encoding: Encoding) -> ReleaseTerms:
             coordinates=plan.coordinates,
         )
     period = "" if plan.budget is None else plan.budget.period
-    return ReleaseTerms(noise_multiplier, encoding.bound_l2, distributed, period)
+    sensitivity = calibration_of(plan, encoding).sensitivity
+    return ReleaseTerms(noise_multiplier, sensitivity, distributed, period)
 
 
 def graph_of(settings: SecureAggregationPlan, roster_size: int) -> GraphParameters:

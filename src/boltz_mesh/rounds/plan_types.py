@@ -27,7 +27,7 @@ Mode = Literal["sealed", "grouped", "open"]
 Adversary = Literal["semi-malicious", "semi-honest"]
 Privacy = Literal["client-dp", "none"]
 Promotion = Literal["automatic", "operator"]
-Rule = Literal["weighted-mean"]
+Rule = Literal["weighted-mean", "centered-clipping"]
 OptimizerName = Literal["fedavg", "fedavgm", "fedadam", "fedyogi"]
 HyperParameter = int | float | str | bool
 
@@ -284,6 +284,14 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         Meta(description="only in grouped rounds, which need it", examples=[{"count": 4}]),
     ] = None
     rule: Annotated[Rule, Meta(examples=["weighted-mean"])] = "weighted-mean"
+    centered_radius: Annotated[
+        Annotated[float, Meta(gt=0, le=1)] | None,
+        Meta(
+            description="only with centered-clipping, 0.5 there: longest way of an update from the "
+            "last published mean, over the clip norm",
+            examples=[0.5],
+        ),
+    ] = None
     clip_norm: Annotated[
         float,
         Meta(
@@ -300,7 +308,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     noise_multiplier: Annotated[
         float,
         Meta(
-            description="noise on the sum over its sensitivity (encoding.bound_l2); 0 with none",
+            description="noise on the sum over its sensitivity (declared by the rule); 0 with none",
             ge=0,
             le=limits.MAX_NOISE_MULTIPLIER,
             examples=[1.0],

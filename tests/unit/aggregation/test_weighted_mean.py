@@ -1,4 +1,4 @@
-"""The weighted mean against the plain formula, and its sensitivity against adversarial deltas."""
+"""The weighted mean against the plain formula. Its sensitivity is in `test_sensitivity`."""
 
 import numpy as np
 import pytest
@@ -44,27 +44,7 @@ def test_the_ends_of_int32_survive() -> None:
     )
 
 
-@settings(deadline=None)
-@given(weights=WEIGHTS, seed=st.integers(0, 2**32 - 1), clip=st.floats(0.01, 100))
-def test_setting_one_contribution_to_zero_moves_the_sum_by_at_most_the_sensitivity(
-    weights: list[int], seed: int, clip: float
-) -> None:
-    generator = np.random.default_rng(seed)
-    deltas = generator.normal(size=(len(weights), 5))
-    deltas *= clip / np.linalg.norm(deltas, axis=1, keepdims=True)  # as long as allowed
-    contributions = deltas * (np.array(weights) / max(weights))[:, None]
-    bound = WEIGHTED_MEAN.l2_sensitivity(len(weights), 0, clip, weights)
-    largest = 0.0
-    for left_out in range(len(weights)):
-        without = contributions.copy()
-        without[left_out] = 0
-        moved = float(np.linalg.norm(contributions.sum(0) - without.sum(0)))
-        assert moved <= bound * (1 + 1e-12)
-        largest = max(largest, moved)
-    assert largest == pytest.approx(bound)  # the heaviest client meets it: the bound is tight
-
-
-def test_an_integer_bound_stays_an_integer() -> None:
+def test_the_sensitivity_is_the_clip() -> None:
     rule: AggregationRule = WEIGHTED_MEAN
     assert rule.l2_sensitivity(2, 1, 65_536, [3, 255]) == 65_536
     assert rule.name == "weighted-mean"
@@ -72,9 +52,9 @@ def test_an_integer_bound_stays_an_integer() -> None:
 
 @pytest.mark.parametrize(
     ("n", "f", "clip", "weights"),
-    [(2, 0, 1.0, [1]), (1, 2, 1.0, [1]), (1, 0, 0.0, [1]), (1, 0, 1.0, [0]), (1, 0, 1.0, [256])],
+    [(2, 0, 1, [1]), (1, 2, 1, [1]), (1, 0, 0, [1]), (1, 0, 1, [0]), (1, 0, 1, [256])],
 )
-def test_a_broken_call_crashes(n: int, f: int, clip: float, weights: list[int]) -> None:
+def test_a_broken_call_crashes(n: int, f: int, clip: int, weights: list[int]) -> None:
     with pytest.raises(AssertionError):
         WEIGHTED_MEAN.l2_sensitivity(n, f, clip, weights)
 

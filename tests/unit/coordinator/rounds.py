@@ -8,7 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from boltz_mesh.coordinator.fold import StoredUpdate
+from boltz_mesh.aggregation.calibration import calibrate
+from boltz_mesh.aggregation.weighted_mean import WEIGHTED_MEAN
+from boltz_mesh.coordinator.fold import Summing
+from boltz_mesh.coordinator.stored import StoredUpdate
 from boltz_mesh.storage.blobs import BlobStore
 from boltz_protocol import limits
 from boltz_protocol import messages as m
@@ -70,6 +73,17 @@ def configuration(parameters: int, *, clients: int = 3, **changes: Any) -> m.Rou
         "created_at_ms": 1_000,
     }
     return m.RoundConfiguration(**(values | changes))
+
+
+def mean_of(config: m.RoundConfiguration) -> Summing:
+    """The weighted mean and its noise."""
+    calibration = calibrate(
+        WEIGHTED_MEAN,
+        noise_multiplier=config.noise_multiplier,
+        clip=config.bound_l2,
+        weights=(limits.MAX_WEIGHT,) * config.roster_size,
+    )
+    return Summing(WEIGHTED_MEAN, calibration)
 
 
 def random_updates(config: m.RoundConfiguration, count: int, seed: int) -> list[Int32Array]:

@@ -15,11 +15,10 @@ import pytest
 from boltz_mesh.coordinator.fold import (
     AGGREGATE_BYTES,
     AggregateOutOfRange,
-    FoldCancelled,
     Folder,
     NoisedSum,
-    StoredUpdate,
 )
+from boltz_mesh.coordinator.stored import FoldCancelled, StoredUpdate
 from boltz_mesh.services.files import EncryptedReader, aggregate_context
 from boltz_mesh.storage.directory_blobs import DirectoryBlobs
 from boltz_protocol import limits
@@ -31,7 +30,14 @@ from boltz_protocol.noise import discrete_gaussian
 from boltz_protocol.sealing import round_encoding, round_share_variance
 from boltz_protocol.secagg.masks import MaskStream, apply_masks
 from boltz_protocol.update import chunk_count, chunk_slice
-from tests.unit.coordinator.rounds import ROUND, Int32Array, configuration, random_updates, stored
+from tests.unit.coordinator.rounds import (
+    ROUND,
+    Int32Array,
+    configuration,
+    mean_of,
+    random_updates,
+    stored,
+)
 
 CHUNK = limits.CHUNK_PARAMETERS
 
@@ -44,7 +50,7 @@ def folder(tmp_path: Path) -> Iterator[Folder]:
 
 def fold(folder: Folder, config: m.RoundConfiguration, updates: list[Int32Array]) -> NoisedSum:
     rows = [stored(folder.blobs, config, values) for values in updates]
-    return folder.fold(rows, config, {}, threading.Event())
+    return folder.fold(rows, config, mean_of(config), {}, threading.Event())
 
 
 def read_back(folder: Folder, config: m.RoundConfiguration, noised: NoisedSum) -> Int32Array:
@@ -74,10 +80,8 @@ def test_noise_has_the_planned_size_and_is_fresh(folder: Folder) -> None:
     updates = random_updates(config, 3, seed=1)
     rows = [stored(folder.blobs, config, values) for values in updates]
     exact = np.sum(updates, axis=0)
-    first, second = (
-        read_back(folder, config, folder.fold(rows, config, {}, threading.Event())) - exact
-        for _ in range(2)
-    )
+    folds = (folder.fold(rows, config, mean_of(config), {}, threading.Event()) for _ in range(2))
+    first, second = (read_back(folder, config, noised) - exact for noised in folds)
     sigma = 1.5 * config.bound_l2
     for noise in (first, second, first[:CHUNK], first[CHUNK:]):
         # 100 samples: within 40% but for one in ten million; the others are far closer.
@@ -130,13 +134,13 @@ def test_a_damaged_update_is_named(folder: Folder, tmp_path: Path, place: int) -
     content[place] ^= 1
     path.write_bytes(content)
     with pytest.raises(DecryptionFailed):
-        folder.fold([row], config, {}, threading.Event())
+        folder.fold([row], config, mean_of(config), {}, threading.Event())
     path.write_bytes(content[:100])
     with pytest.raises(DecryptionFailed):
-        folder.fold([row], config, {}, threading.Event())
+        folder.fold([row], config, mean_of(config), {}, threading.Event())
     path.unlink()
     with pytest.raises(NotFound):
-        folder.fold([row], config, {}, threading.Event())
+        folder.fold([row], config, mean_of(config), {}, threading.Event())
 
 
 def test_a_cancelled_fold_stops(folder: Folder) -> None:
@@ -144,7 +148,7 @@ def test_a_cancelled_fold_stops(folder: Folder) -> None:
     cancelled = threading.Event()
     cancelled.set()
     with pytest.raises(FoldCancelled):
-        folder.fold([], config, {}, cancelled)
+        folder.fold([], config, mean_of(config), {}, cancelled)
 
 
 def test_what_is_at_rest_is_encrypted(folder: Folder, tmp_path: Path) -> None:
@@ -208,14 +212,14 @@ def test_each_group_is_unmasked_by_itself_and_the_sums_are_added(folder: Folder)
     updates = random_updates(config, 8, seed=9)
     rows, masks = masked(folder, config, {0: updates[:5], 1: updates[5:]})
     # Whatever the order in which the survivors come.
-    noised = folder.fold(rows[::-1], config, masks, threading.Event())
+    noised = folder.fold(rows[::-1], config, mean_of(config), masks, threading.Event())
     total = np.sum(updates, axis=0)
     assert np.array_equal(read_back(folder, config, noised), total)
     assert (noised.survivors, noised.total_weight) == (8, 800)
     assert noised.metrics["loss"] == pytest.approx(total[-1] / config.scale / 8 / 0.01)
     # Each group's masks belong to its own sum.
     with pytest.raises(AggregateOutOfRange):
-        folder.fold(rows, config, {0: masks[1], 1: masks[0]}, threading.Event())
+        folder.fold(rows, config, mean_of(config), {0: masks[1], 1: masks[0]}, threading.Event())
 
 
 def test_the_range_of_a_sum_is_that_of_its_own_group(folder: Folder) -> None:
@@ -225,9 +229,9 @@ def test_the_range_of_a_sum_is_that_of_its_own_group(folder: Folder) -> None:
     rows, masks = masked(folder, config, {0: [high], 1: [0 * high] * 5})
     # Six clients could make it, but the one of the first group cannot.
     with pytest.raises(AggregateOutOfRange, match="coordinate"):
-        folder.fold(rows, config, masks, threading.Event())
+        folder.fold(rows, config, mean_of(config), masks, threading.Event())
     rows, masks = masked(folder, config, {0: [high, 0 * high], 1: [0 * high]})
-    assert folder.fold(rows, config, masks, threading.Event()).survivors == 3
+    assert folder.fold(rows, config, mean_of(config), masks, threading.Event()).survivors == 3
 
 
 def test_the_norm_of_all_groups_is_checked_together(folder: Folder) -> None:
@@ -235,7 +239,7 @@ def test_the_norm_of_all_groups_is_checked_together(folder: Folder) -> None:
     long = np.full(50, config.bound_l2 // 3, np.int32)
     rows, masks = masked(folder, config, {0: [long, long], 1: [long, long]})
     with pytest.raises(AggregateOutOfRange, match="norm"):
-        folder.fold(rows, config, masks, threading.Event())
+        folder.fold(rows, config, mean_of(config), masks, threading.Event())
 
 
 def test_the_noise_of_every_share_in_the_sum_is_allowed(folder: Folder) -> None:
@@ -245,7 +249,7 @@ def test_the_noise_of_every_share_in_the_sum_is_allowed(folder: Folder) -> None:
     for values in updates:
         share.add_into(values, Keystream.fresh())
     rows, masks = masked(folder, config, {0: updates[:5], 1: updates[5:]})
-    noised = folder.fold(rows, config, masks, threading.Event())
+    noised = folder.fold(rows, config, mean_of(config), masks, threading.Event())
     total = read_back(folder, config, noised)
     assert np.array_equal(total, np.sum(updates, axis=0))
     # No noise is added by the mesh: there are two sums, each with the plan's sigma.

@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import load
 
 from boltz_mesh.aggregation.weighted_mean import block_mean
-from boltz_mesh.coordinator.fold import FoldCancelled, Folder
+from boltz_mesh.coordinator.fold import Folder
 from boltz_mesh.coordinator.publish import (
     NewVersionFiles,
     Publisher,
@@ -22,6 +22,7 @@ from boltz_mesh.coordinator.publish import (
     moments_layout,
     plan_tensors,
 )
+from boltz_mesh.coordinator.stored import FoldCancelled
 from boltz_mesh.rounds.plan import Plan, plan_from_toml
 from boltz_mesh.services.files import (
     EncryptedReader,
@@ -37,7 +38,7 @@ from boltz_protocol.errors import NotFinite, ShapeMismatch
 from boltz_protocol.ids import ModelId
 from boltz_protocol.key_wrap import KeyEncryptionKey
 from boltz_protocol.model_file import canonical_layout
-from tests.unit.coordinator.rounds import Int32Array, configuration, random_updates, stored
+from tests.unit.coordinator.rounds import Int32Array, configuration, mean_of, random_updates, stored
 
 CHUNK = limits.CHUNK_PARAMETERS
 Vector = npt.NDArray[np.float32]
@@ -91,7 +92,7 @@ class Shop:
         config = configuration(p.parameters)
         updates = random_updates(config, 3, seed)
         rows = [stored(self.folder.blobs, config, values) for values in updates]
-        noised = self.folder.fold(rows, config, {}, threading.Event())
+        noised = self.folder.fold(rows, config, mean_of(config), {}, threading.Event())
         total: Int32Array = np.sum(updates, axis=0, dtype=np.int32)
         return ReleasedAggregate(config, noised.stored, noised.total_weight), total
 
