@@ -74,8 +74,8 @@ class RoundWork:
             base_version=configuration.base_version,
             tensors=base.manifest.tensors,
             hyperparameters=configuration.hyperparameters,
-            lanes=tuple(lane.name for lane in configuration.lanes),
-            clip_norm=configuration.clip_norm,
+            lanes=tuple(lane.name for lane in configuration.metric_lanes),
+            clip_norm=configuration.delta_clip_norm,
             deadline_ms=configuration.deadline_ms,
             stopped=self.stopped,
         )

@@ -15,6 +15,7 @@ from typing import Any, Final, get_args
 
 import msgspec
 
+from boltz_mesh.privacy.adaptive_clip import AdaptiveClipping
 from boltz_mesh.privacy.budget import Budget
 from boltz_mesh.rounds.plan_checks import validate_encoding, validate_plan
 from boltz_mesh.rounds.plan_refusal import refuse
@@ -75,6 +76,7 @@ _TABLES: Final[dict[str, type]] = {
     "server_optimizer": OptimizerPlan,
     "lanes[]": Lane,
     "budget": Budget,
+    "adaptive_clipping": AdaptiveClipping,
 }
 
 
@@ -185,6 +187,9 @@ def _checked(raw: dict[str, Any]) -> Plan:
         plan,
         server_optimizer=plan.server_optimizer.resolved(),
         secure_aggregation=plan.sealing if plan.is_masked else None,
+        adaptive_clipping=None
+        if plan.adaptive_clipping is None
+        else plan.adaptive_clipping.resolved(plan.clip_norm),
     )
 
 
@@ -292,6 +297,14 @@ regions = []                      # only clients of these regions; empty: of any
 [budget]
 epsilon = 2.0
 delta = 1e-5                      # at most 1 / cohort.max
+
+# The clip norm follows the norms of the clients' updates, from clip_norm on; off without the table:
+# [adaptive_clipping]
+# quantile = 0.5                  # share of the weight whose updates are to be within the clip norm
+# learning_rate = 0.2             # most that the logarithm of the clip norm moves in a round
+# bit_share = 0.2                 # of the clip norm, for the bit that each client sends along
+# min = 0.001                     # the clip norm stays within these bounds; a thousandth of
+# max = 2.0                       # clip_norm and a thousand times clip_norm where they are left out
 
 [[tensors]]                       # required, once for each tensor, in the order of the vector
 name = "weights"

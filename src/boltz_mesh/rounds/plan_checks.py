@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from boltz_mesh.privacy import accountant
+from boltz_mesh.rounds.plan_clipping import check_adaptive_clipping, check_encodings
 from boltz_mesh.rounds.plan_grouped import check_grouped
 from boltz_mesh.rounds.plan_refusal import refuse
 from boltz_mesh.rounds.plan_sealed import check_noise_share, check_sealed
@@ -42,6 +43,7 @@ def validate_plan(plan: Plan) -> None:
     _check_tensors(plan)
     _check_cohort(plan)
     _check_numbers(plan)
+    check_adaptive_clipping(plan)
     _check_privacy(plan)
     _check_mode(plan)
     _check_optimizer(plan.server_optimizer)
@@ -67,6 +69,8 @@ def validate_encoding(plan: Plan) -> Encoding:
         )
         if plan.is_masked:
             check_noise_share(plan, encoding)
+        if plan.adaptive_clipping is not None:
+            check_encodings(plan, encoding)
         return encoding
     except InvalidPlan as error:
         # The encoding speaks of its own arguments; the plan's reader knows the plan's settings.

@@ -20,6 +20,7 @@ from boltz_mesh.aggregation.server_optimizer import (
     FedYogi,
     ServerOptimizer,
 )
+from boltz_mesh.privacy.adaptive_clip import AdaptiveClipping
 from boltz_mesh.privacy.budget import Budget
 from boltz_protocol import limits
 
@@ -297,6 +298,13 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         Privacy,
         Meta(description="none: no noise, and no epsilon is printed", examples=["client-dp"]),
     ]
+    adaptive_clipping: Annotated[
+        AdaptiveClipping | None,
+        Meta(
+            description="the clip norm follows the norms of the updates, from `clip_norm` on",
+            examples=[{"quantile": 0.5}],
+        ),
+    ] = None
     noise_multiplier: Annotated[
         float,
         Meta(
@@ -368,5 +376,5 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     @property
     def coordinates(self) -> int:
-        """Coordinates of an encoded update: parameters, then lanes."""
-        return self.parameters + len(self.lanes)
+        """Coordinates of an encoded update: parameters, then lanes, the clip indicator's last."""
+        return self.parameters + len(self.lanes) + (self.adaptive_clipping is not None)

@@ -10,7 +10,7 @@ from boltz_mesh.privacy.mechanisms import PrivacyEvent
 from boltz_mesh.rounds.plan import Plan, validate_encoding
 from boltz_mesh.rounds.plan_sealed import release_terms
 from boltz_mesh.services.budgets import Events, charged_events, held_events
-from boltz_mesh.services.plans import plan_of
+from boltz_mesh.services.clip_norms import plan_in_force
 from boltz_mesh.storage import ledger, plans
 from boltz_mesh.storage.postgres import Connection, Database
 from boltz_protocol.ids import ClientId, ModelId
@@ -35,7 +35,7 @@ async def read_budget(
             wanted = [client_id]
         charged = await charged_events(connection, model_id, wanted)
         held = await held_events(connection, model_id, wanted)
-        return plan_of(row), charged, held
+        return await plan_in_force(connection, row), charged, held
 
     plan, charged, held = await database.read("read_budget", body)
     return _answer(model_id, client_id, plan, charged, held)
