@@ -353,6 +353,6 @@ learning_rate = 1.0
 ridge = 2.0
 
 [[lanes]]                         # numbers beside the delta, clipped and noised with it; none
-name = "train_loss"
+name = "train-loss"
 scale = 0.001                     # what a lane of 1.0 takes of the clip norm
 """

@@ -90,6 +90,14 @@ def _check_names(plan: Plan) -> None:
             ids.parse_name("region", region)
         except MeshError as error:
             raise refuse(f"regions[{position}]", error.message, "`eu` would do") from error
+    for position, lane in enumerate(plan.lanes):
+        try:
+            ids.parse_name("lane", lane.name)
+        except MeshError as error:
+            # It travels in the signed configuration of every round, which has no other names.
+            raise refuse(
+                f"lanes[{position}].name", error.message, "`train-loss` would do"
+            ) from error
     _unique("tensors", "name", (tensor.name for tensor in plan.tensors))
     _unique("lanes", "name", (lane.name for lane in plan.lanes))
     _unique("regions", "region", plan.regions)

@@ -243,7 +243,7 @@ class Lane(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """One number beside the delta (a sample-weighted loss, say), clipped and noised with it."""
 
     name: Annotated[
-        str, Meta(min_length=1, max_length=limits.MAX_NAME_CHARS, examples=["train_loss"])
+        str, Meta(min_length=1, max_length=limits.MAX_NAME_CHARS, examples=["train-loss"])
     ]
     scale: Annotated[
         float,
