@@ -57,12 +57,13 @@ def check_encodings(plan: Plan, encoding: Encoding) -> None:
     """
     coarse = replace(encoding, **_halved(encoding))
     if not _fine_enough(coarse):
+        enough = _cohort_that_fits(plan)
         raise InvalidPlan(
             f"adaptive clipping needs a scale that is fine enough at any clip norm; with "
             f"{plan.coordinates} coordinates there is none for {plan.cohort.max} clients; "
-            f"cohort_max {_cohort_that_fits(plan)} would do",
+            f"cohort_max {enough} would do",
             setting="cohort_max",
-            would_do=str(_cohort_that_fits(plan)),
+            would_do=str(enough),
         )
     noise = plan.noise_multiplier
     if 0 < noise * coarse.bound_l2 < limits.MIN_SIGMA:
@@ -124,7 +125,7 @@ def _fine_enough(coarse: Encoding) -> bool:
 
 
 def _cohort_that_fits(plan: Plan) -> int:
-    """The largest cohort up to the plan's whose encodings are fine enough, or 1."""
+    """The largest cohort below the plan's whose encodings are fine enough."""
     low, high = 1, plan.cohort.max
     while high - low > 1:
         middle = (low + high) // 2
@@ -133,13 +134,11 @@ def _cohort_that_fits(plan: Plan) -> int:
 
 
 def _fits(plan: Plan, cohort_max: int) -> bool:
-    try:
-        encoding = plan_encoding(
-            clip_norm_l2=plan.clip_norm,
-            noise_multiplier=plan.noise_multiplier,
-            cohort_max=cohort_max,
-            coordinates=plan.coordinates,
-        )
-    except InvalidPlan:
-        return False
+    """For a cohort below the plan's own, which has an encoding, so that this one has one."""
+    encoding = plan_encoding(
+        clip_norm_l2=plan.clip_norm,
+        noise_multiplier=plan.noise_multiplier,
+        cohort_max=cohort_max,
+        coordinates=plan.coordinates,
+    )
     return _fine_enough(replace(encoding, **_halved(encoding)))
