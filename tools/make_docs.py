@@ -70,11 +70,21 @@ _PLAN_MEANINGS: Final = {
     "hyper_parameters": "passed to every client's trainer as they are; at most 64",
     "[[tensors]].dtype": "how a number is stored",
     "[[lanes]].name": "name of the metric in the trainer's result",
-    "[budget].epsilon": "most that may be spent on one client over the life of the model",
+    "[budget].epsilon": "most that may be spent on one unit",
     "[budget].delta": "delta of that epsilon; at most one over `cohort.max`",
+    "[budget].unit": "one client, over the life of the model; or one client's data of the period "
+    "from `start` to `end`",
+    "[budget].start": "first day (UTC) on which rounds may start",
+    "[budget].end": "day (UTC) from which they may not",
     "[server_optimizer].name": "which optimizer turns the aggregate into the next version",
 }
-_BUDGET_RANGES: Final = {"epsilon": "above 0", "delta": "1e-15 to 1"}
+_BUDGET_RANGES: Final = {
+    "epsilon": "above 0",
+    "delta": "1e-15 to 1",
+    "unit": '`"client"`, `"client-period"`',
+    "start": "a day such as 2026-10-01",
+    "end": "a day after `start`",
+}
 _CONFIG_MEANINGS: Final = {
     "mesh.id": "name of the mesh, in every certificate: 1 to 63 of `a-z 0-9 . -`; never changes",
     "mesh.data_dir": "where the mesh keeps its files",
@@ -90,6 +100,10 @@ _CONFIG_MEANINGS: Final = {
     "authority.key": "PEM file of its private key, not encrypted",
     "authority.chain": "PEM file with the rest of its chain, up to the root",
     "enrollment.always_requires_approval": "every client waits for `boltz-mesh clients approve`",
+    "privacy.production": "refuse plans without noise",
+    "privacy.client_epsilon": "most that one client may spend over all models, for ever; no such "
+    "budget unless set",
+    "privacy.client_delta": "delta of that epsilon; 1e-15 to 1e-4",
     "telemetry.otlp_endpoint": "OTLP gRPC endpoint for traces; none are sent unless set",
     "telemetry.otlp_insecure": "plain connection to that endpoint",
     "telemetry.service_name": "name of the service in traces",

@@ -30,6 +30,7 @@ from boltz_client.heap import keep_heap
 from boltz_client.notices import Notice, NoticeKind, Summary
 from boltz_client.owner import DEFAULT_DELTA, is_own_refusal
 from boltz_client.owner_options import owner_limits, owner_parser
+from boltz_client.privacy_command import add_privacy_command
 from boltz_client.trainer import RoundContext, Trainer, TrainResult
 from boltz_protocol.errors import (
     ConfigurationError,
@@ -392,6 +393,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     found.add_argument("model", metavar="MODEL")
     found.set_defaults(run=_budget)
+
+    add_privacy_command(commands, common)
 
     found = commands.add_parser("status", parents=[common], help="what the mesh says about us")
     found.set_defaults(run=_status)

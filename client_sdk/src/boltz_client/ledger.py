@@ -185,7 +185,8 @@ class Ledger:
             counts[event.noise_multiplier] = counts.get(event.noise_multiplier, 0) + 1
         # Sorted, so that the same releases give the same last digit.
         mu = gaussian_dp.composed_mu(sorted(counts.items()))
-        return gaussian_dp.epsilon_of_releases(mu, delta, len(events))
+        largest = max((gaussian_dp.composed_mu([(z, 1)]) for z in counts), default=0.0)
+        return gaussian_dp.epsilon_of_releases(mu, delta, len(events), largest)
 
     def charge(self, event: LedgerEvent) -> bool:
         """Write an event down for good; False when the attempt was charged before.

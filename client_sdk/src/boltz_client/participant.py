@@ -323,8 +323,12 @@ def _late(state: Participant, key: RoundKey) -> Step:
 
 def _failed(state: Participant, key: RoundKey, reason: str) -> Step:
     # Work that was abandoned meanwhile: the server was told, or has moved on by itself.
-    if state.work is None or state.work.key != key or state.work.stage is Stage.WAITING:
+    if state.work is None or state.work.key != key:
         return state, ()
+    if state.work.stage is Stage.WAITING:
+        # Its update may count, and the outcome is still to come; but the others need not wait for
+        # an answer that this client refuses to give.
+        return state, (SendDecline(key, reason),) if state.link is Link.ONLINE else ()
     declined = (*state.declined, (key, reason))[-limits.MAX_REMEMBERED_ROUNDS :]
     finished = (*state.finished, key)[-limits.MAX_REMEMBERED_ROUNDS :]
     state = replace(state, work=None, declined=declined, finished=finished)

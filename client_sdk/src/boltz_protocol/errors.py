@@ -288,6 +288,17 @@ class BudgetExceeded(MeshError):
     next_step = "Raise the noise multiplier, run fewer rounds, or raise the budget in the plan."
 
 
+class LedgerBroken(MeshError):
+    """The mesh's privacy ledger was altered: a row does not fit the chain of hashes."""
+
+    reason = "LEDGER_BROKEN"
+    status = "DATA_LOSS"
+    next_step = (
+        "Find out who wrote to the database and restore the ledger's tables from a backup; no "
+        "round of the model starts before."
+    )
+
+
 class StateConflict(MeshError):
     """The thing is not in a state that allows this, or somebody else changed it first."""
 

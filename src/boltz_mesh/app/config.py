@@ -64,6 +64,16 @@ class EnrollmentSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     always_requires_approval: bool = False
 
 
+class PrivacySection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What this mesh demands of every plan; the same on all replicas."""
+
+    #: Plans without noise are refused.
+    production: bool = False
+    #: What one client may spend over all models, for ever; no such budget unless set.
+    client_epsilon: float | None = None
+    client_delta: float = 1e-6
+
+
 class TelemetrySection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """OpenTelemetry: traces go to an OTLP gRPC endpoint where one is set."""
 
@@ -81,6 +91,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     database: DatabaseSection = DatabaseSection()
     authority: AuthoritySection = AuthoritySection()
     enrollment: EnrollmentSection = EnrollmentSection()
+    privacy: PrivacySection = PrivacySection()
     telemetry: TelemetrySection = TelemetrySection()
 
     @property

@@ -25,16 +25,19 @@ from boltz_mesh.app.embedded_postgres import EmbeddedPostgres
 from boltz_mesh.app.tls import ServerTls
 from boltz_mesh.coordinator.driver import coordinate
 from boltz_mesh.coordinator.parts import Parts
+from boltz_mesh.rounds.plan_policy import privacy_policy
 from boltz_mesh.services.aggregator import AggregatorService
 from boltz_mesh.services.attempts import Attempts
 from boltz_mesh.services.clock import Clock, as_datetime, system_clock
 from boltz_mesh.services.guard import Guard, OpenCalls
 from boltz_mesh.services.identity.authority import Authority
 from boltz_mesh.services.keyring import KeyRing, open_or_create_kek
+from boltz_mesh.services.ledger_checks import LedgerChecks
 from boltz_mesh.services.membership import Membership
 from boltz_mesh.services.model_store import ModelStoreService
 from boltz_mesh.services.participation import Participation
 from boltz_mesh.services.plans import Plans
+from boltz_mesh.services.privacy import PrivacyBudgets
 from boltz_mesh.services.pushes import Pushes
 from boltz_mesh.services.refusals import Refusals
 from boltz_mesh.services.registry import Addresses, RegistryService
@@ -107,6 +110,11 @@ async def running_server(
 
     Raises: ConfigurationError, Unavailable, and what a part of it meets while it starts.
     """
+    policy = privacy_policy(
+        production=config.privacy.production,
+        client_epsilon=config.privacy.client_epsilon,
+        client_delta=config.privacy.client_delta,
+    )
     data_dir = config.data_dir
     data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     async with AsyncExitStack() as stack:
@@ -148,6 +156,7 @@ async def running_server(
             heavy=executors[1],
             chunks=executors[2],
             holder=config.mesh.replica,
+            policy=policy,
         )
         server = await stack.enter_async_context(
             _serving(config, parts, authority, transfers=executors[0])
@@ -212,7 +221,8 @@ async def _serving(
         clock=clock,
     )
     await participation.forget_earlier_run()
-    rounds = Rounds(database, clock)
+    ledger = LedgerChecks(database)
+    rounds = Rounds(database, clock, ledger=ledger, policy=parts.policy)
     tls = ServerTls(authority, config.mesh.replica, config.listen.names, clock)
     main = grpc.aio.server(interceptors=[guard], options=_CHANNEL_OPTIONS)
     enroll = grpc.aio.server(
@@ -248,7 +258,6 @@ async def _serving(
     aggregator_pb2_grpc.add_AggregatorServicer_to_server(
         AggregatorService(
             mesh_id=authority.mesh,
-            database=database,
             participation=participation,
             uploads=Uploads(
                 database=database,
@@ -257,8 +266,9 @@ async def _serving(
                 executor=transfers,
                 clock=clock,
             ),
-            plans=Plans(database, clock),
+            plans=Plans(database, clock, parts.policy),
             rounds=rounds,
+            budgets=PrivacyBudgets(database, ledger, parts.policy),
         ),
         main,
     )

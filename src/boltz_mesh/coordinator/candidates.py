@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from boltz_mesh.rounds.event import CandidatesSeen
-from boltz_mesh.rounds.plan import Plan, validate_encoding
-from boltz_mesh.rounds.plan_sealed import release_terms
+from boltz_mesh.rounds.plan import Plan
 from boltz_mesh.rounds.plan_types import SecureAggregationPlan
 from boltz_mesh.rounds.selection import wanted_count
 from boltz_mesh.rounds.state import RoundParameters
-from boltz_mesh.services.budgets import clients_with_budget
+from boltz_mesh.services.budgets import Cost, clients_with_budget
 from boltz_mesh.storage import check_ins
 from boltz_mesh.storage.check_ins import CheckIn
 from boltz_mesh.storage.listen import replica_lock
@@ -59,21 +58,17 @@ async def prune_dead_replicas(connection: Connection, own_replica: str) -> None:
         await check_ins.prune_check_ins(connection)
 
 
-async def read_candidates(connection: Connection, model_id: ModelId, plan: Plan) -> Candidates:
+async def read_candidates(
+    connection: Connection, plan: Plan, cost: Cost, *, now_ms: int
+) -> Candidates:
     """Active clients that are checked in, of the plan's regions, that speak our protocol."""
     fit = {
         check_in.client_id: check_in
-        for check_in in await check_ins.list_check_ins(connection, model_id)
+        for check_in in await check_ins.list_check_ins(connection, cost.model_id)
         if (not plan.regions or check_in.region in plan.regions)
         and check_in.protocol_min <= PROTOCOL_VERSION <= check_in.protocol_max
     }
-    able = await clients_with_budget(
-        connection,
-        model_id,
-        list(fit),
-        budget=plan.budget,
-        terms=release_terms(plan, validate_encoding(plan)),
-    )
+    able = await clients_with_budget(connection, list(fit), cost, now_ms=now_ms)
     return Candidates(
         {client: check_in for client, check_in in fit.items() if client in able},
         len(fit) - len(able),

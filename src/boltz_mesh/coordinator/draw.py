@@ -14,11 +14,12 @@ from boltz_mesh.rounds.event import Event, RosterFixed
 from boltz_mesh.rounds.plan import Plan
 from boltz_mesh.rounds.selection import sample_roster
 from boltz_mesh.rounds.state import Selecting
-from boltz_mesh.services.budgets import hold_payload
-from boltz_mesh.storage import clients, ledger, models, roster
+from boltz_mesh.services.budgets import cost_of, hold_releases
+from boltz_mesh.storage import clients, models, roster
 from boltz_mesh.storage.postgres import Connection
 from boltz_mesh.storage.round_events import SignedConfig
 from boltz_protocol import codec
+from boltz_protocol.errors import BudgetExceeded, StateConflict
 from boltz_protocol.ids import ClientId, RoundId
 from boltz_protocol.statement import Statement
 
@@ -46,7 +47,8 @@ async def draw_roster(
     parameters = position.state.parameters
     round_id = RoundId(parameters.round_id)
     found = await record.lock(connection, round_id, position, fencing_token=fencing_token)
-    candidates = await read_candidates(connection, found.model_id, plan)
+    cost = cost_of(plan, parts.policy)
+    candidates = await read_candidates(connection, plan, cost, now_ms=now_ms)
     if len(candidates.able) < count:
         seen: list[Event] = [candidates.event(now_ms)]
         return await record.commit(
@@ -71,19 +73,11 @@ async def draw_roster(
         )
     )
     await roster.insert_roster(connection, fixed.entries)
-    await ledger.place_holds(
-        connection,
-        [
-            ledger.Hold(
-                round_id,
-                hold.attempt,
-                ClientId(hold.client),
-                found.model_id,
-                hold_payload(hold),
-            )
-            for hold in fixed.holds
-        ],
-    )
+    try:
+        await hold_releases(connection, fixed.holds, cost)
+    except BudgetExceeded as error:
+        # A round of another model took it since the candidates were read: draw again without them.
+        raise StateConflict(error.message, round_id=round_id) from error
     event = RosterFixed(
         at_ms=now_ms,
         roster=drawn,

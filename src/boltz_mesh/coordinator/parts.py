@@ -8,6 +8,7 @@ from random import Random
 
 from opentelemetry.trace import Tracer
 
+from boltz_mesh.rounds.plan_policy import PrivacyPolicy
 from boltz_mesh.services.attempts import Attempts
 from boltz_mesh.services.clock import Clock
 from boltz_mesh.services.keyring import KeyRing
@@ -26,6 +27,7 @@ class Parts:
         random: draws rosters; `secrets.SystemRandom()` wherever it matters.
         heavy: threads that a fold or a publication takes one of, for as long as it lasts.
         chunks: threads that folds share for their chunks; not the same executor as `heavy`.
+        policy: what the mesh demands of every round's privacy.
     """
 
     database: Database
@@ -39,3 +41,4 @@ class Parts:
     heavy: Executor
     chunks: Executor
     holder: str
+    policy: PrivacyPolicy

@@ -64,6 +64,7 @@ from boltz_mesh.rounds.state import (
     deadline_of,
 )
 from boltz_mesh.rounds.step import pending
+from boltz_mesh.services.budgets import cost_of
 from boltz_mesh.services.clip_norms import plan_in_force
 from boltz_mesh.storage import plans, rounds
 from boltz_mesh.storage.postgres import Connection
@@ -273,7 +274,8 @@ class RoundRunner:
         time_is_up = overdue or state.expired
         if not time_is_up and not await enough_checked_in(connection, model_id, wanted):
             return []
-        candidates = await read_candidates(connection, model_id, self._plan)
+        cost = cost_of(self._plan, self._parts.policy)
+        candidates = await read_candidates(connection, self._plan, cost, now_ms=now_ms)
         return [candidates.event(now_ms)] if time_is_up or len(candidates.able) >= wanted else []
 
     async def _enough_released(

@@ -17,18 +17,23 @@ import math
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
+from boltz_mesh.privacy.periods import WHOLE_CLIENT, parse_period
 from boltz_protocol.errors import InvalidPlan
 
 #: The mesh adds the noise; the clients add it in shares, each discrete Gaussian; nobody does.
 Mechanism = Literal["discrete-gaussian", "distributed-discrete-gaussian", "none"]
-Unit = Literal["client"]
+#: Whose data an epsilon is about: everything of one client, or what one client has of one period.
+Unit = Literal["client", "client-period"]
 #: The relation for which an event states its sensitivity.
 EventRelation = Literal["contribution-set-to-zero"]
 #: The relations in which epsilon can be told.
 Relation = Literal["contribution-set-to-zero", "contribution-replaced"]
 
 #: How unit and relation read in a sentence for people.
-UNIT_WORDS: Final[dict[Unit, str]] = {"client": "one client"}
+UNIT_WORDS: Final[dict[Unit, str]] = {
+    "client": "one client",
+    "client-period": "one client's data of one period",
+}
 RELATION_WORDS: Final[dict[Relation, str]] = {
     "contribution-set-to-zero": "its contribution set to zero",
     "contribution-replaced": "its contribution replaced by any other",
@@ -52,6 +57,8 @@ class PrivacyEvent:
             adversary does not see, in (0, 1]. Clients that choose themselves when to take part,
             and rosters that are published, give no amplification: 1.
         unit: whose data one event is about.
+        period: with the unit `client-period`, the days whose data went in, as `str(Period)`; empty
+            with the unit `client`. That nothing else went in is the plan's promise.
         relation: what a neighbouring run differs in, for which `sensitivity` holds.
         model, round, attempt, client: which release and whose; a second attempt is a second
             release.
@@ -70,6 +77,7 @@ class PrivacyEvent:
     round: str
     attempt: int
     client: str
+    period: str = WHOLE_CLIENT
 
     def __post_init__(self) -> None:
         """Refuse an event whose mathematics would mean nothing, or would be misread."""
@@ -85,6 +93,14 @@ class PrivacyEvent:
                 )
         require_noise_multiplier(self.noise_multiplier)
         require_sampling_rate(self.sampling_rate)
+        if (self.unit == "client") != (self.period == WHOLE_CLIENT):
+            raise InvalidPlan(
+                f"unit {self.unit!r} with period {self.period!r}: use `client` with none, or "
+                "`client-period` with one such as 2026-10-01/2027-01-01",
+                setting="period",
+            )
+        if self.period != WHOLE_CLIENT:
+            parse_period(self.period)
         if self.sensitivity < 1:
             raise InvalidPlan(
                 f"sensitivity {self.sensitivity} must be a whole number of at least 1; "
@@ -113,6 +129,7 @@ def release_event(
     attempt: int,
     client: str,
     distributed: bool = False,
+    period: str = WHOLE_CLIENT,
 ) -> PrivacyEvent:
     """The event of one client in one release of a round's sum (no sampling: rate 1).
 
@@ -120,6 +137,7 @@ def release_event(
         noise_multiplier: 0 for no noise; with `distributed` the effective one, from
             `noise_share.effective_noise_multiplier`, and not the plan's.
         distributed: the noise came in shares of the clients (a sealed round).
+        period: whose data the release is about, where it is not all of the client's.
 
     Raises: InvalidPlan.
     """
@@ -132,6 +150,8 @@ def release_event(
         round=round,
         attempt=attempt,
         client=client,
+        unit="client-period" if period else "client",
+        period=period,
     )
 
 

@@ -63,7 +63,13 @@ _DURATION_PART: Final = re.compile(r"([0-9.]+)(ms|s|m|h)")
 _INDEX: Final = re.compile(r"\[[^\]]*\]")
 _MISSING: Final = re.compile(r"missing required field `(\w+)`")
 #: `Budget` is no part of this file and carries no examples.
-_BUDGET_EXAMPLES: Final = {"budget.epsilon": "2.0", "budget.delta": "1e-5"}
+_BUDGET_EXAMPLES: Final = {
+    "budget.epsilon": "2.0",
+    "budget.delta": "1e-5",
+    "budget.unit": '"client"',
+    "budget.start": "2026-10-01",
+    "budget.end": "2027-01-01",
+}
 
 #: Tables of a plan and the type whose fields they may have; `[]` stands for each list entry.
 _TABLES: Final[dict[str, type]] = {
@@ -297,6 +303,9 @@ regions = []                      # only clients of these regions; empty: of any
 [budget]
 epsilon = 2.0
 delta = 1e-5                      # at most 1 / cohort.max
+unit = "client"                   # or "client-period": anew for each period, by start and end
+# start = 2026-10-01              # first day (UTC) on which rounds may start; default: any
+# end = 2027-01-01                # the day from which they may not; default: never
 
 # The clip norm follows the norms of the clients' updates, from clip_norm on; off without the table:
 # [adaptive_clipping]

@@ -32,11 +32,13 @@ class ReleaseTerms:
             of a group: a client is in the sum of its own group alone.
         sensitivity: of a sum, in integer units.
         distributed: the noise comes in shares of the clients.
+        period: whose data goes in, where the budget's unit is `client-period`; else empty.
     """
 
     noise_multiplier: float
     sensitivity: int
     distributed: bool
+    period: str = ""
 
     def event(self, *, model: str, round: str, attempt: int, client: str) -> PrivacyEvent:
         """The event of one client."""
@@ -48,6 +50,7 @@ class ReleaseTerms:
             attempt=attempt,
             client=client,
             distributed=self.distributed,
+            period=self.period,
         )
 
 
@@ -68,7 +71,8 @@ def release_terms(plan: Plan, encoding: Encoding) -> ReleaseTerms:
             contributors=honest,
             coordinates=plan.coordinates,
         )
-    return ReleaseTerms(noise_multiplier, encoding.bound_l2, distributed)
+    period = "" if plan.budget is None else plan.budget.period
+    return ReleaseTerms(noise_multiplier, encoding.bound_l2, distributed, period)
 
 
 def graph_of(settings: SecureAggregationPlan, roster_size: int) -> GraphParameters:

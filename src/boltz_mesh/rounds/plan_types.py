@@ -317,7 +317,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     budget: Annotated[
         Budget | None,
         Meta(
-            description="per client, over the life of the model; only with client-dp",
+            description="per client, or per client and period; only with client-dp",
             examples=[{"epsilon": 2.0, "delta": 1e-6}],
         ),
     ] = None

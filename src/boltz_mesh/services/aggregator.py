@@ -9,12 +9,11 @@ from typing import Any
 from boltz_mesh.services.guard import Context, caller_of
 from boltz_mesh.services.participation import Incoming, Participation
 from boltz_mesh.services.plans import Plans
-from boltz_mesh.services.privacy import read_budget
+from boltz_mesh.services.privacy import PrivacyBudgets
 from boltz_mesh.services.rounds import Rounds
 from boltz_mesh.services.sealed_inbox import KeysAdvertised, SurvivorsSigned
 from boltz_mesh.services.subscriptions import Push
 from boltz_mesh.services.uploads import Progress, Uploads
-from boltz_mesh.storage.postgres import Database
 from boltz_protocol import codec, codec_sealed
 from boltz_protocol import messages as m
 from boltz_protocol import messages_sealed as ms
@@ -33,18 +32,18 @@ class AggregatorService(aggregator_pb2_grpc.AggregatorServicer):
         self,
         *,
         mesh_id: str,
-        database: Database,
         participation: Participation,
         uploads: Uploads,
         plans: Plans,
         rounds: Rounds,
+        budgets: PrivacyBudgets,
     ) -> None:
         self._mesh_id = mesh_id
-        self._database = database
         self._participation = participation
         self._uploads = uploads
         self._plans = plans
         self._rounds = rounds
+        self._budgets = budgets
 
     def _client(self, context: Context) -> ClientId:
         return ClientId(caller_of(context, self._mesh_id).name)
@@ -169,7 +168,9 @@ class AggregatorService(aggregator_pb2_grpc.AggregatorServicer):
         client_id = parse_client_id(request.client_id) if request.client_id else None
         if caller.role is Role.CLIENT and client_id != caller.name:
             raise PermissionDenied("a client may ask for its own budget only", role=caller.role)
-        return await read_budget(self._database, model_id, client_id)
+        if caller.role is Role.CLIENT and request.verify_chain:
+            raise PermissionDenied("the whole ledger is checked for operators and auditors only")
+        return await self._budgets.read(model_id, client_id, verify_chain=request.verify_chain)
 
 
 def _response(answer: m.Welcome | Push) -> pb.ParticipateResponse:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import tomli_w
 
-from boltz_mesh.privacy.budget import rounds_that_fit
+from boltz_mesh.privacy.periods import day_of
 from boltz_mesh.rounds.plan import (
     Plan,
     plan_from_json,
@@ -17,7 +17,8 @@ from boltz_mesh.rounds.plan import (
     plan_to_toml_table,
     validate_encoding,
 )
-from boltz_mesh.rounds.plan_sealed import release_terms
+from boltz_mesh.rounds.plan_policy import PrivacyPolicy, check_not_past, check_policy
+from boltz_mesh.services.budgets import Spending, cost_of
 from boltz_mesh.services.clock import Clock
 from boltz_mesh.storage import models
 from boltz_mesh.storage import plans as rows
@@ -41,21 +42,20 @@ def _parsed(text: str) -> Plan:
     return plan_from_json(text.encode())
 
 
-def rounds_allowed(plan: Plan) -> int:
-    """Rounds that the budget allows for a client that is in all of them; 0 for no limit."""
+def rounds_allowed(plan: Plan, policy: PrivacyPolicy) -> int:
+    """Rounds that the budgets allow for a client that is in all of them; 0 for no limit."""
     if plan.budget is None:
         return 0
-    terms = release_terms(plan, validate_encoding(plan))
-    event = terms.event(model=plan.model, round="", attempt=1, client="")
-    return rounds_that_fit(plan.budget, (), event)
+    return cost_of(plan, policy).rounds_left(Spending({}, {}), "")
 
 
 class Plans:
     """One instance a server."""
 
-    def __init__(self, database: Database, clock: Clock) -> None:
+    def __init__(self, database: Database, clock: Clock, policy: PrivacyPolicy) -> None:
         self._database = database
         self._clock = clock
+        self._policy = policy
 
     async def apply(self, text: str, *, by: str, dry_run: bool) -> tuple[pb.Plan, bool]:
         """Check a plan and, unless it is a dry run, make it the newest revision.
@@ -69,6 +69,8 @@ class Plans:
             )
         plan = plan_from_toml(text)
         validate_encoding(plan)
+        check_policy(plan, self._policy)
+        check_not_past(plan, day_of(self._clock()))
         if _holds_zero_byte(json.loads(plan_to_json(plan))):
             # PostgreSQL's jsonb cannot hold one.
             raise InvalidPlan("a text in the plan holds a zero byte; leave it out")
@@ -87,7 +89,7 @@ class Plans:
             )
 
         row, changed = await self._database.run_tx("apply_plan", body)
-        return as_proto(row), changed
+        return self._shown(row), changed
 
     async def get(self, model_id: ModelId) -> pb.Plan:
         """The plan in force. Raises: NotFound."""
@@ -95,7 +97,20 @@ class Plans:
         async def body(connection: Connection) -> rows.Plan:
             return await rows.get_plan(connection, model_id)
 
-        return as_proto(await self._database.read("get_plan", body))
+        return self._shown(await self._database.read("get_plan", body))
+
+    def _shown(self, row: rows.Plan) -> pb.Plan:
+        """A stored plan as the contract shows it."""
+        plan = plan_of(row)
+        return pb.Plan(
+            model_id=row.model_id,
+            revision=row.revision,
+            plan_toml=tomli_w.dumps(plan_to_toml_table(plan)),
+            applied_by=row.applied_by,
+            applied_at_ms=row.applied_at_ms,
+            scale=2.0 ** validate_encoding(plan).scale_log2,
+            rounds_allowed=rounds_allowed(plan, self._policy),
+        )
 
     async def _check_tensors(self, connection: Connection, plan: Plan, model_id: ModelId) -> None:
         if await models.find_latest(connection, model_id) is None:
@@ -130,17 +145,3 @@ def _holds_zero_byte(value: Any) -> bool:
             return any(_holds_zero_byte(part) for part in value)
         case _:
             return False
-
-
-def as_proto(row: rows.Plan) -> pb.Plan:
-    """A stored plan as the contract shows it."""
-    plan = plan_of(row)
-    return pb.Plan(
-        model_id=row.model_id,
-        revision=row.revision,
-        plan_toml=tomli_w.dumps(plan_to_toml_table(plan)),
-        applied_by=row.applied_by,
-        applied_at_ms=row.applied_at_ms,
-        scale=2.0 ** validate_encoding(plan).scale_log2,
-        rounds_allowed=rounds_allowed(plan),
-    )

@@ -9,13 +9,13 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from opentelemetry.propagate import inject
 
 from boltz_mesh.rounds.fact import FactKind
-from boltz_mesh.rounds.plan import Plan, validate_encoding
-from boltz_mesh.rounds.plan_sealed import release_terms
+from boltz_mesh.rounds.plan_policy import PrivacyPolicy, check_policy
 from boltz_mesh.rounds.state import Phase
 from boltz_mesh.services.attempts import configuration_of
-from boltz_mesh.services.budgets import clients_with_budget
+from boltz_mesh.services.budgets import check_cohort, cost_of
 from boltz_mesh.services.clip_norms import clip_norm_after, plan_in_force
 from boltz_mesh.services.clock import Clock
+from boltz_mesh.services.ledger_checks import LedgerChecks
 from boltz_mesh.services.paging import decode_token, encode_token, page_size
 from boltz_mesh.services.plans import plan_of
 from boltz_mesh.services.texts import check_text
@@ -23,7 +23,7 @@ from boltz_mesh.storage import clients, inbox, models, plans, round_stats
 from boltz_mesh.storage import rounds as rows
 from boltz_mesh.storage.listen import Listener
 from boltz_mesh.storage.postgres import Channel, Connection, Database
-from boltz_protocol.errors import BudgetExceeded, MalformedMessage, NotFound, StateConflict
+from boltz_protocol.errors import MalformedMessage, NotFound, StateConflict
 from boltz_protocol.ids import ModelId, RoundId, new_round_id, parse_round_id
 from boltz_protocol.v1 import aggregator_pb2 as pb
 from boltz_protocol.v1 import common_pb2
@@ -39,9 +39,18 @@ _MODES: Mapping[str, common_pb2.RoundMode.ValueType] = {
 class Rounds:
     """One instance a server; `watch_changes` feeds everybody who watches."""
 
-    def __init__(self, database: Database, clock: Clock) -> None:
+    def __init__(
+        self,
+        database: Database,
+        clock: Clock,
+        *,
+        ledger: LedgerChecks,
+        policy: PrivacyPolicy,
+    ) -> None:
         self._database = database
         self._clock = clock
+        self._ledger = ledger
+        self._policy = policy
         #: Woken at each change: whoever watches reads the row again.
         self._watchers: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
 
@@ -49,8 +58,11 @@ class Rounds:
         """Start a round from the promoted version.
 
         Raises: NotFound (no plan), StateConflict (no promoted version, or one runs already),
-        BudgetExceeded (so many clients have spent theirs that no cohort is left).
+        BudgetExceeded (so many clients have spent theirs that no cohort is left, or it is not the
+        budget's time), InvalidPlan (this mesh no longer runs such plans), LedgerBroken (what was
+        spent cannot be told, since somebody altered the ledger).
         """
+        await self._ledger.check_new(model_id)
         carrier: dict[str, str] = {}
         inject(carrier)
 
@@ -63,8 +75,15 @@ class Rounds:
                     f"boltz-mesh models publish {model_id} FILE --promote"
                 )
             plan = await plan_in_force(connection, row)
-            await self._check_budgets(connection, model_id, plan)
+            check_policy(plan, self._policy)
             now_ms = self._clock()
+            await check_cohort(
+                connection,
+                await clients.list_client_ids(connection, status=clients.ClientStatus.ACTIVE),
+                cost_of(plan, self._policy),
+                cohort=plan.cohort.min,
+                now_ms=now_ms,
+            )
             return await rows.create_round(
                 connection,
                 rows.NewRound(
@@ -82,25 +101,6 @@ class Rounds:
 
         created = await self._database.run_tx("start_round", body)
         return await self.get(created.round_id)
-
-    async def _check_budgets(self, connection: Connection, model_id: ModelId, plan: Plan) -> None:
-        if plan.budget is None:
-            return
-        active = await clients.list_client_ids(connection, status=clients.ClientStatus.ACTIVE)
-        able = await clients_with_budget(
-            connection,
-            model_id,
-            active,
-            budget=plan.budget,
-            terms=release_terms(plan, validate_encoding(plan)),
-        )
-        if len(active) >= plan.cohort.min > len(able):
-            raise BudgetExceeded(
-                f"only {len(able)} of {len(active)} clients could take part in another round of "
-                f"{model_id} within epsilon {plan.budget.epsilon:g} at delta "
-                f"{plan.budget.delta:g}; the cohort needs {plan.cohort.min}",
-                clients_over=len(active) - len(able),
-            )
 
     async def abort(self, round_id: RoundId, *, reason: str, by: str) -> pb.Round:
         """Ask the coordinator to end a round.

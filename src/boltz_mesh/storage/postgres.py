@@ -38,6 +38,7 @@ class LockName(enum.IntEnum):
     MIGRATION = 1
     COORDINATOR = 2
     SERVER_KEYS = 3
+    LEDGER = 4
 
 
 #: First key of the locks by which replicas show that they live; the second is made from their id.

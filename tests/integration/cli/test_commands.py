@@ -112,6 +112,10 @@ async def test_budgets(cli: Cli, mesh: Mesh, model: str) -> None:
     table = await cli.on(mesh, "budget", f"{model}-dp")
     assert "nobody has spent anything" in table.out
     assert "contribution-set-to-zero" in table.out
+    assert "over its lifetime    0.000 (at delta 1e-05, one client," in table.out
+    assert "0 events" in table.out
+    shown = await cli.on(mesh, "budget", "show", f"{model}-dp", "--verify")
+    assert "checked just now" in shown.out
     document = (await cli.on(mesh, "budget", f"{model}-dp", "--json")).document
     assert document["epsilon_spent"] == 0
     assert document["epsilon_budget"] == 2.0

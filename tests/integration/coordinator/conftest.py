@@ -15,6 +15,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from boltz_mesh.coordinator.parts import Parts
+from boltz_mesh.rounds.plan_policy import PrivacyPolicy
 from boltz_mesh.services.attempts import Attempts
 from boltz_mesh.services.clock import system_clock
 from boltz_mesh.services.identity.authority import Authority, new_root
@@ -60,5 +61,6 @@ async def open_world(database: FaultyDatabase, folder: Path) -> AsyncIterator[Wo
                 heavy=heavy,
                 chunks=chunks,
                 holder=REPLICA,
+                policy=PrivacyPolicy(),
             )
             yield World(parts, database, spans)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import secrets
 
-import asyncpg
 import pytest
 
 from boltz_mesh.app.embedded_postgres import EmbeddedPostgres
@@ -65,12 +64,6 @@ async def test_wrong_credentials_and_wrong_urls(postgres: EmbeddedPostgres) -> N
         await migrate(with_database(postgres.url, "no_such_database"))
     with pytest.raises(ConfigurationError, match="DATABASE_URL"):
         await migrate("mysql://somewhere/else")
-
-
-async def test_the_ledger_is_append_only(database_url: str) -> None:
-    for statement in ("DELETE FROM privacy_events", "TRUNCATE privacy_events"):
-        with pytest.raises(asyncpg.IntegrityConstraintViolationError, match="append-only"):
-            await execute(database_url, statement)
 
 
 def test_history_must_be_a_prefix() -> None:

@@ -1,17 +1,15 @@
-"""Check-ins, the privacy ledger, security events."""
+"""Check-ins, security events."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 import asyncpg
-import pytest
 
-from boltz_mesh.storage import check_ins, clients, ledger, security_events
+from boltz_mesh.storage import check_ins, clients, security_events
 from boltz_mesh.storage.clients import ClientStatus
 from boltz_mesh.storage.listen import Listener, replica_lock
 from boltz_mesh.storage.postgres import REPLICA_LOCK_CLASS, Channel, Connection, Database
-from boltz_protocol.errors import StateConflict
 from boltz_protocol.ids import ModelId, SessionId
 from tests.support.rows import MODEL, call, client_id, prepare, round_id, tx
 
@@ -102,84 +100,6 @@ async def _until_lock_is_free(database: Database, lock: int) -> None:
     await connection.execute("SELECT pg_advisory_lock($1, $2)", REPLICA_LOCK_CLASS, lock)
     await connection.execute("SELECT pg_advisory_unlock_all()")
     await connection.close()
-
-
-def privacy_event(client: int, attempt: int = 1, noise: float = 1.1) -> ledger.PrivacyEvent:
-    return ledger.PrivacyEvent(
-        model_id=MODEL,
-        client_id=client_id(client),
-        round_id=round_id(1),
-        attempt=attempt,
-        mechanism="discrete_gaussian",
-        noise_multiplier=noise,
-        sensitivity=0.5,
-        relation="replace_special",
-        unit="client",
-        sampling_rate=1.0,
-        at_ms=20,
-    )
-
-
-def hold(client: int, attempt: int = 1) -> ledger.Hold:
-    return ledger.Hold(round_id(1), attempt, client_id(client), MODEL, {"noise_multiplier": 1.1})
-
-
-async def test_holds_are_spent_or_released(database: Database) -> None:
-    await tx(database, prepare)
-    holds = [hold(n) for n in range(3)]
-    await tx(database, lambda c: ledger.place_holds(c, holds))
-    with pytest.raises(StateConflict):
-        await tx(database, lambda c: ledger.place_holds(c, holds[:1]))
-    assert await tx(database, lambda c: ledger.list_holds(c, MODEL)) == holds
-    assert await tx(database, lambda c: ledger.list_holds(c, MODEL, [client_id(1)])) == [hold(1)]
-    assert await tx(database, lambda c: ledger.list_holds(c, OTHER)) == []
-    spent = [privacy_event(0), privacy_event(1)]
-    assert await tx(database, lambda c: ledger.debit(c, spent)) == 2
-    assert await tx(database, lambda c: ledger.debit(c, spent)) == 0
-    assert await tx(database, lambda c: ledger.list_holds(c, MODEL)) == [hold(2)]
-    assert await tx(database, lambda c: ledger.release_holds(c, round_id(1), 2)) == 0
-    assert await tx(database, lambda c: ledger.release_holds(c, round_id(1))) == 1
-    assert await tx(database, lambda c: ledger.list_privacy_events(c, MODEL)) == spent
-    one = await tx(database, lambda c: ledger.list_privacy_events(c, MODEL, client_id(1)))
-    assert one == spent[1:]
-
-
-async def test_a_second_attempt_is_a_second_release(database: Database) -> None:
-    await tx(database, prepare)
-    events = [privacy_event(0, 1), privacy_event(0, 2), privacy_event(0, 3, 2.5)]
-    events.append(privacy_event(1))
-    for _ in range(2):
-        await tx(database, lambda c: ledger.debit(c, events))
-    spent = await tx(database, lambda c: ledger.list_spent(c, MODEL))
-    assert [(row.client_id, row.noise_multiplier, row.count) for row in spent] == [
-        (client_id(0), 1.1, 2),
-        (client_id(0), 2.5, 1),
-        (client_id(1), 1.1, 1),
-    ]
-    assert await tx(database, lambda c: ledger.list_spent(c, MODEL, [client_id(1)])) == spent[2:]
-    assert await tx(database, lambda c: ledger.list_spent(c, OTHER)) == []
-
-
-@pytest.mark.parametrize(
-    "statement",
-    ["UPDATE privacy_events SET noise_multiplier = 99", "DELETE FROM privacy_events"],
-)
-async def test_nobody_rewrites_the_ledger(database: Database, statement: str) -> None:
-    await tx(database, prepare)
-    await tx(database, lambda c: ledger.debit(c, [privacy_event(0)]))
-    with pytest.raises(asyncpg.IntegrityConstraintViolationError, match="append-only"):
-        await tx(database, lambda c: c.execute(statement))
-
-
-async def test_events_that_make_no_sense_are_refused(database: Database) -> None:
-    await tx(database, prepare)
-    for wrong in (
-        replace(privacy_event(0), noise_multiplier=-1.0),
-        replace(privacy_event(0), sensitivity=0.0),
-        replace(privacy_event(0), sampling_rate=1.5),
-    ):
-        with pytest.raises(asyncpg.CheckViolationError):
-            await call(database, ledger.debit, [wrong])
 
 
 async def test_security_events_and_counts(database: Database) -> None:

@@ -77,8 +77,16 @@ def test_epsilon_is_that_of_the_releases(
         ledger.charge(event(number, noise_multiplier=noise))
         ledger.charge(event(1000 + number, model_id=ModelId("other")))
     mu = math.sqrt(math.fsum(1 / noise**2 for noise in noises))
-    wanted = epsilon_of_releases(mu, delta, len(noises))
+    largest = max((1 / noise for noise in noises), default=0.0)
+    wanted = epsilon_of_releases(mu, delta, len(noises), largest)
     assert ledger.spent(samples.MODEL, delta) == pytest.approx(wanted, rel=1e-9)
+
+
+def test_many_rounds_with_enough_noise_each_are_told(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    for number in range(36):
+        ledger.charge(event(number, noise_multiplier=1.0))
+    assert ledger.spent(samples.MODEL, 1e-6) == epsilon_of_releases(6.0, 1e-6, 36, 1.0) > 40
 
 
 def test_a_round_without_noise_leaves_no_bound(tmp_path: Path) -> None:

@@ -98,9 +98,11 @@ def test_an_outcome_before_the_receipt_abandons_the_upload() -> None:
     assert effects == (p.Abandon(ONE), p.Forget(ONE))
 
 
-def test_a_failure_after_the_receipt_changes_nothing() -> None:
+def test_after_the_receipt_a_failure_is_told_and_the_outcome_waited_for() -> None:
     state, _ = run(p.Offered(ONE), p.Accepted(ONE), p.Sealed(ONE), p.Receipted(ONE), state=ONLINE)
-    assert run(p.Failed(ONE, "NO"), state=state) == (state, ())
+    assert run(p.Failed(ONE, "NO"), state=state) == (state, (p.SendDecline(ONE, "NO"),))
+    offline, _ = run(p.StreamLost(), state=state)
+    assert run(p.Failed(ONE, "NO"), state=offline) == (offline, ())
 
 
 @pytest.mark.parametrize("before", [[], [p.Sealed(ONE)]], ids=["training", "uploading"])
@@ -108,9 +110,9 @@ def test_a_client_that_is_late_stops_and_waits_for_the_outcome(before: list[p.Ev
     state, _ = run(p.Offered(ONE), p.Accepted(ONE), *before, state=ONLINE)
     state, effects = run(p.Late(ONE), state=state)
     assert (state.work, effects) == (Work(ONE, Stage.WAITING), (p.Abandon(ONE),))
-    # The deadline and the server may both say so; a failure from here on is nobody's business.
+    # The deadline and the server may both say so; the others may still count on its shares.
     assert run(p.Late(ONE), state=state) == (state, ())
-    assert run(p.Failed(ONE, "NO"), state=state) == (state, ())
+    assert run(p.Failed(ONE, "NO"), state=state) == (state, (p.SendDecline(ONE, "NO"),))
     assert run(p.Offered(ONE), state=state) == (state, ())
     state, effects = run(p.Ended(ONE), state=state)
     assert (state.work, effects) == (None, (p.Forget(ONE),))

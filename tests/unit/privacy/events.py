@@ -10,6 +10,7 @@ def event(
     attempt: int = 1,
     *,
     distributed: bool = False,
+    period: str = "",
 ) -> PrivacyEvent:
     return release_event(
         noise_multiplier=noise_multiplier,
@@ -19,4 +20,5 @@ def event(
         attempt=attempt,
         client=client,
         distributed=distributed,
+        period=period,
     )

@@ -1,9 +1,12 @@
 """Epsilon: known values, agreement of three accountants, relations, and refusals."""
 
+import json
 import math
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +27,8 @@ from boltz_mesh.privacy.accountant import (
     epsilon_of,
     epsilon_renyi,
     epsilon_replace_one,
+    least_effective,
+    loss_distribution_curve,
     noise_multiplier_for,
     spent,
 )
@@ -33,6 +38,10 @@ from boltz_protocol.errors import InvalidPlan
 from boltz_protocol.gaussian_dp import RELEASE_DISTANCE, epsilon_of_mu
 from boltz_protocol.noise_share import effective_noise_multiplier
 from tests.unit.privacy.events import event
+
+INTERVALS: dict[str, Any] = json.loads(
+    Path(__file__).with_name("prv_intervals.json").read_text("utf-8")
+)
 
 
 def sampled(noise_multiplier: float, rate: float) -> PrivacyEvent:
@@ -84,6 +93,31 @@ def test_no_noise_is_infinite(measure: Callable[..., float]) -> None:
     assert epsilon_renyi(0.0, 1, 1e-6) == math.inf
 
 
+# --- agreement with an accountant of others ----------------------------------------------------
+
+
+def test_the_intervals_cover_what_they_should() -> None:
+    points = INTERVALS["points"]
+    for rate in (1.0, 0.1):
+        many = [p for p in points if p["rounds"] == 100 and p["sampling_rate"] == rate]
+        assert len({(p["noise_multiplier"], p["delta"]) for p in many}) >= 12
+    assert all(0 < p["high"] - p["low"] < 0.05 for p in points)
+
+
+@pytest.mark.parametrize(
+    "point",
+    INTERVALS["points"],
+    ids=lambda p: f"{p['rounds']}-{p['sampling_rate']}-{p['noise_multiplier']}-{p['delta']:g}",
+)
+def test_inside_the_interval_of_prv_accountant(point: dict[str, float]) -> None:
+    ours = epsilon(
+        point["noise_multiplier"], int(point["rounds"]), point["sampling_rate"], point["delta"]
+    )
+    assert point["low"] <= ours <= point["high"]
+    # Its estimate has an error of 1 / 1000 of delta besides.
+    assert ours == pytest.approx(point["estimate"], rel=2e-4, abs=2e-4)
+
+
 # --- agreement with the library ----------------------------------------------------------------
 
 
@@ -128,11 +162,37 @@ def test_sampled_and_unsampled_releases_compose() -> None:
     assert epsilon(3.0, 2, 1.0, 1e-6) < mixed < epsilon_of([event(2.0), *[event(3.0)] * 2], 1e-6)
 
 
+def test_a_hundred_rounds_are_told_beyond_an_epsilon_of_thirty() -> None:
+    assert epsilon(1.0, 100, 1.0, 1e-6) == pytest.approx(96.7173, abs=1e-4)
+    assert epsilon_of([event(1.0)] * 100, 1e-6) == epsilon(1.0, 100, 1.0, 1e-6)
+    assert epsilon_replace_one(1.0, 100, 1.0, 1e-6) == epsilon(0.5, 100, 1.0, 1e-6)
+    assert noise_multiplier_for(epsilon(1.0, 100), 100, 1e-6) == pytest.approx(1.0, rel=1e-9)
+    # One release without enough noise, and nothing is told of all.
+    assert epsilon_of([*[event(1.0)] * 99, event(0.1)], 1e-6) == math.inf
+
+
+def test_pld_of_many_rounds_agrees_on_a_coarser_grid() -> None:
+    for grid in (1e-3, 1e-2):
+        curve = loss_distribution_curve([(1.0, 1.0, 100)], grid=grid)
+        assert epsilon(1.0, 100) <= curve(1e-6) + 1e-9 <= epsilon(1.0, 100) * 1.001
+    replaced = loss_distribution_curve([(4.0, 1.0, 10)], replaced=True)
+    assert replaced(1e-6) == pytest.approx(epsilon_replace_one(4.0, 10), abs=1e-4)
+
+
 @pytest.mark.parametrize(("noise", "rounds"), [(0.5, 1), (1.0, 1), (4.0, 20), (30.0, 100)])
 @pytest.mark.parametrize("delta", [1e-5, 1e-9])
 def test_renyi_is_an_upper_bound_and_not_far(noise: float, rounds: int, delta: float) -> None:
     exact = epsilon(noise, rounds, 1.0, delta)
     assert exact <= epsilon_renyi(noise, rounds, delta) <= 1.25 * exact
+
+
+@pytest.mark.parametrize(("noise", "rounds"), [(1.0, 10), (2.0, 100), (8.0, 1000)])
+def test_sampled_renyi_is_an_upper_bound_and_not_far(
+    noise: float, rounds: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    exact = epsilon(noise, rounds, 0.1, 1e-6)
+    assert exact <= epsilon_renyi(noise, rounds, 1e-6, 0.1) <= 1.25 * exact
+    assert not caplog.records  # every order converges
 
 
 # --- the noise is discrete ---------------------------------------------------------------------
@@ -207,6 +267,17 @@ def test_noise_in_shares_is_calibrated_with_what_a_sum_lacks(rounds: int, honest
     assert epsilon(effective, rounds, 1.0, 1e-6) <= 2.0
 
 
+def test_what_shares_are_sure_to_have_is_the_inverse_of_the_calibration() -> None:
+    assert least_effective(0.0) == 0.0
+    assert least_effective(4.0) < 4.0
+    assert least_effective(4.0) == pytest.approx(4.0, rel=1e-8)
+    wanted = noise_multiplier_for(2.0, 9, 1e-6)
+    planned = noise_multiplier_for(2.0, 9, 1e-6, distributed=True)
+    assert least_effective(planned) == pytest.approx(wanted, rel=1e-14)
+    with pytest.raises(InvalidPlan):
+        least_effective(-1.0)
+
+
 def test_an_epsilon_that_no_sum_of_shares_can_have() -> None:
     assert noise_multiplier_for(1e-300, 10_000, 1e-12, distributed=True) == math.inf
 
@@ -264,6 +335,7 @@ def test_other_arguments_out_of_range() -> None:
     refused(lambda: epsilon(1.0, -1), "rounds")
     refused(lambda: epsilon(1.0, 1, 0.0), "sampling_rate")
     refused(lambda: epsilon_replace_one(1.0, 1, 1.1), "sampling_rate")
+    refused(lambda: epsilon_renyi(1.0, 1, 1e-6, 1.1), "sampling_rate")
     refused(lambda: noise_multiplier_for(1.0, 0, 1e-6), "rounds")
     refused(lambda: noise_multiplier_for(0.0, 1, 1e-6), "epsilon")
     refused(lambda: noise_multiplier_for(math.inf, 1, 1e-6), "epsilon")

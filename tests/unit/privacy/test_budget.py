@@ -2,6 +2,8 @@
 
 import math
 import re
+from datetime import date, timedelta
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -13,7 +15,10 @@ from boltz_mesh.privacy.budget import (
     Budget,
     affordable,
     check_round,
+    check_window,
+    counted,
     epsilons_after,
+    noise_for_cohort,
     noise_that_fits,
     rounds_that_fit,
 )
@@ -105,15 +110,15 @@ def test_the_samplers_part_of_delta_is_not_there_to_spend() -> None:
     assert affordable(budget, {}, [event(of_exact_noise)]) == frozenset()
 
 
-def test_a_budget_beyond_what_can_be_told_ends_there() -> None:
+def test_a_budget_beyond_any_use_is_kept_as_well() -> None:
     budget = Budget(epsilon=1000.0, delta=1e-6)
     noise = noise_that_fits(budget, [])
     assert noise is not None
     check_round(budget, {}, [event(noise * 1.001)])
     fit = rounds_that_fit(budget, [], event(1.0))
-    assert 10 < fit < 100
+    assert epsilon(1.0, fit, 1.0, 1e-6) <= 1000 < epsilon(1.0, fit + 1, 1.0, 1e-6)
     with pytest.raises(BudgetExceeded, match="unbounded epsilon"):
-        check_round(budget, {}, [event(1.0)] * 100)
+        check_round(budget, {}, [event(0.1)])
 
 
 @pytest.mark.parametrize("distributed", [False, True])
@@ -177,3 +182,144 @@ def test_a_budget_has_an_epsilon(bad: float) -> None:
 def test_a_budget_has_a_delta(bad: float) -> None:
     with pytest.raises(InvalidPlan, match=r"budget\.delta .* would do"):
         Budget(epsilon=1.0, delta=bad)
+
+
+# --- units, periods and windows ------------------------------------------------------------------
+
+QUARTER = Budget(2.0, 1e-5, "client-period", date(2026, 10, 1), date(2027, 1, 1))
+Q3, Q4, Q1 = "2026-07-01/2026-10-01", "2026-10-01/2027-01-01", "2027-01-01/2027-04-01"
+
+
+def of_period(period: str, count: int = 1, noise: float = 4.0) -> list[PrivacyEvent]:
+    return [event(noise, round=f"{period} {n}", period=period) for n in range(count)]
+
+
+def test_another_period_renews_a_budget() -> None:
+    most = rounds_that_fit(QUARTER, [], of_period(Q4)[0])
+    assert most == 4
+    spent = [*of_period(Q3, most), *of_period(Q1, most)]
+    assert rounds_that_fit(QUARTER, spent, of_period(Q4)[0]) == most
+    check_round(QUARTER, {"a": spent}, of_period(Q4, most))
+    with pytest.raises(BudgetExceeded, match="one client's data of one period"):
+        check_round(QUARTER, {"a": [*spent, *of_period(Q4)]}, of_period(Q4, most))
+
+
+def test_a_budget_for_whole_clients_counts_every_period() -> None:
+    spent = [*of_period(Q3, 2), *of_period(Q1, 2)]
+    assert counted(BUDGET, spent) == spent
+    assert affordable(BUDGET, {"a": spent}, [event(4.0)]) == frozenset()
+
+
+def test_what_was_released_about_a_whole_client_counts_in_every_period() -> None:
+    spent = [event(4.0, round=str(number)) for number in range(4)]
+    assert counted(QUARTER, [*spent, *of_period(Q3)]) == spent
+    with pytest.raises(BudgetExceeded):
+        check_round(QUARTER, {"a": spent}, of_period(Q4))
+
+
+def test_a_window_that_is_moved_by_a_day_renews_nothing() -> None:
+    moved = "2026-10-02/2027-01-02"
+    assert counted(QUARTER, of_period(moved, 2)) == of_period(moved, 2)
+    # Through the one that overlaps both, the first counts as well.
+    chain = [*of_period("2026-12-31/2027-02-01"), *of_period("2027-01-31/2027-03-01")]
+    assert counted(QUARTER, chain) == chain
+    assert counted(QUARTER, chain[1:]) == []
+
+
+def test_the_period_is_that_of_the_days() -> None:
+    assert (QUARTER.period, BUDGET.period) == (Q4, "")
+    assert Budget(1.0, 1e-6, start=date(2026, 1, 1)).period == ""
+
+
+@pytest.mark.parametrize(
+    ("today", "setting", "told"),
+    [
+        (date(2026, 9, 30), "budget.start", "from 2026-10-01 on"),
+        (date(2027, 1, 1), "budget.end", "budget.start = 2027-01-01"),
+        (date(2030, 2, 28), "budget.end", "budget.end = 2031-02-28 would do"),
+    ],
+)
+def test_rounds_start_within_the_budgets_days(today: date, setting: str, told: str) -> None:
+    with pytest.raises(BudgetExceeded, match=told) as refused:
+        check_window(QUARTER, today)
+    assert refused.value.metadata["setting"] == setting
+
+
+def test_a_budget_without_days_is_for_ever() -> None:
+    for today in (date.min, date.max):
+        check_window(BUDGET, today)
+    check_window(QUARTER, date(2026, 10, 1))
+    check_window(QUARTER, date(2026, 12, 31))
+
+
+@pytest.mark.parametrize(
+    ("days", "setting"),
+    [
+        ({"start": date(2026, 1, 2), "end": date(2026, 1, 2)}, "budget.end"),
+        ({"start": date(2026, 1, 2), "end": date(2026, 1, 1)}, "budget.end"),
+        ({"unit": "client-period"}, "budget.start"),
+        ({"unit": "client-period", "start": date(2026, 1, 1)}, "budget.end"),
+        ({"unit": "client-period", "end": date(2026, 1, 1)}, "budget.start"),
+    ],
+)
+def test_days_that_are_none_are_refused(days: dict[str, Any], setting: str) -> None:
+    with pytest.raises(InvalidPlan, match="would do") as refused:
+        Budget(2.0, 1e-5, **days)
+    assert refused.value.metadata["setting"] == setting
+
+
+def test_a_budget_says_what_it_is_a_figure_of() -> None:
+    assert str(QUARTER) == (
+        "epsilon 2 at delta 1e-05 (unit: one client's data of one period; relation: its "
+        "contribution set to zero)"
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    spans=st.lists(st.tuples(st.integers(1, 60), st.integers(1, 20)), min_size=1, max_size=8),
+)
+def test_no_period_is_ever_overdrawn_whatever_windows_follow(
+    spans: list[tuple[int, int]],
+) -> None:
+    """Plans with windows of all kinds, each run until its budget refuses."""
+    first = date(2026, 1, 1)
+    past: list[PrivacyEvent] = []
+    budgets = []
+    for offset, length in spans:
+        start = first + timedelta(days=offset)
+        budget = Budget(2.0, 1e-5, "client-period", start, start + timedelta(days=length))
+        budgets.append(budget)
+        while affordable(budget, {"a": past}, of_period(budget.period)):
+            past.extend(of_period(budget.period))
+    # A window that nothing was released under may well hold several periods that were spent.
+    spent = {each.period for each in past}
+    for budget in budgets:
+        if budget.period not in spent:
+            continue
+        touching = [each for each in past if each in counted(budget, past)]
+        assert epsilon_of(touching, 1e-5) <= 2.0
+
+
+# --- what would do for a cohort -------------------------------------------------------------------
+
+
+def test_the_noise_at_which_a_cohort_could_go_on() -> None:
+    past = {
+        "a": [event(4.0, client="a", round=str(n)) for n in range(3)],
+        "b": [event(4.0, client="b", round=str(n)) for n in range(2)],
+    }
+    for cohort, client in ((1, "c"), (2, "b"), (3, "a")):
+        noise = noise_for_cohort([(BUDGET, past)], ["a", "b", "c"], cohort)
+        assert noise == noise_that_fits(BUDGET, past.get(client, []))
+        assert noise is not None
+        able = affordable(BUDGET, past, [event(noise * 1.0001, client=c) for c in "abc"])
+        assert len(able) >= cohort
+
+
+def test_the_tighter_of_two_budgets_says_how_much_noise() -> None:
+    tight = Budget(0.5, 1e-6)
+    assert noise_for_cohort([(BUDGET, {}), (tight, {})], ["a"], 1) == noise_that_fits(tight, [])
+    spent = {"a": [event(0.0)]}
+    assert noise_for_cohort([(BUDGET, {}), (tight, spent)], ["a", "b"], 2) is None
+    assert noise_for_cohort([(BUDGET, {}), (tight, spent)], ["a", "b"], 1) is not None

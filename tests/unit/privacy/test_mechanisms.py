@@ -58,6 +58,7 @@ def test_the_good_one_is_accepted() -> None:
         ("mechanism", "laplace"),
         ("unit", "trade"),
         ("relation", "contribution-replaced"),
+        ("period", "2026-10-01/2027-01-01"),  # of a whole client?
     ],
 )
 def test_an_event_that_means_nothing_is_refused(setting: str, value: object) -> None:
@@ -77,3 +78,13 @@ def test_a_negative_multiplier_is_no_release() -> None:
         release_event(
             noise_multiplier=-1, sensitivity=1, model="m", round="r", attempt=1, client="c"
         )
+
+
+def test_an_event_about_a_period_names_it() -> None:
+    made = event(2.0, period="2026-10-01/2027-01-01")
+    assert (made.unit, made.period) == ("client-period", "2026-10-01/2027-01-01")
+    assert (event(2.0).unit, event(2.0).period) == ("client", "")
+    for wrong in ({"unit": "client-period"}, {"unit": "client-period", "period": "Q4"}):
+        with pytest.raises(InvalidPlan) as refused:
+            PrivacyEvent(**(GOOD | wrong))
+        assert refused.value.metadata["setting"] == "period"

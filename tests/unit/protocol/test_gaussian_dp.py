@@ -3,12 +3,13 @@
 import math
 from fractions import Fraction
 
+import numpy as np
 import pytest
 from dp_accounting import gaussian_mechanism
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from boltz_protocol import limits
+from boltz_protocol import gaussian_dp, limits
 from boltz_protocol.gaussian_dp import (
     RELEASE_DISTANCE,
     composed_mu,
@@ -18,6 +19,7 @@ from boltz_protocol.gaussian_dp import (
     epsilon_with_sampler,
     mu_of,
     mu_within,
+    mu_within_alike,
 )
 from boltz_protocol.noise import discrete_gaussian
 
@@ -108,6 +110,78 @@ def test_beyond_what_can_be_told_it_is_infinite(mu: float) -> None:
     assert epsilon_of_releases(mu, 1e-6, 1) == math.inf
 
 
+@pytest.mark.parametrize(("each", "releases"), [(1.0, 100), (0.5, 1000), (2.0, 30), (4.0, 1)])
+def test_many_releases_with_enough_noise_each_are_told(each: float, releases: int) -> None:
+    mu = each * math.sqrt(releases)
+    told = epsilon_of_releases(mu, 1e-6, releases, each)
+    assert told == pytest.approx(epsilon_of_mu(mu, 1e-6), rel=1e-3)
+    assert told > 25
+
+
+def test_another_release_never_costs_less_where_one_bound_takes_over_from_the_other() -> None:
+    told = [epsilon_of_releases(math.sqrt(k) / 2, 1e-6, k, 0.5) for k in range(1, 150)]
+    assert told == sorted(set(told))
+    assert told[0] < 5
+    assert told[-1] > 35
+
+
+@pytest.mark.parametrize("each", [4.8, 9.0, 30.0])
+def test_one_release_with_too_little_noise_spoils_all(each: float) -> None:
+    assert epsilon_of_releases(30.0, 1e-6, 3, each) == math.inf
+
+
+@settings(deadline=None)
+@given(
+    mu=st.floats(1e-2, 30.0),
+    share=st.floats(1e-3, 1.0),
+    delta=st.floats(1e-14, 1e-2),
+    releases=st.integers(1, 10_000),
+)
+def test_knowing_the_largest_only_helps(
+    mu: float, share: float, delta: float, releases: int
+) -> None:
+    told = epsilon_of_releases(mu, delta, releases, mu * share)
+    assert epsilon_of_mu(mu, delta) <= told <= epsilon_of_releases(mu, delta, releases)
+
+
+def exact_delta_of_a_coarse_sampler(
+    epsilon: float, sigma: float, shift: int, cut: int, releases: int
+) -> tuple[float, float]:
+    """(delta of the cut sampler's releases, its distance from exact noise), by summing up.
+
+    The sampler draws discrete Gaussian noise and never more than `cut`: all of the rest at 0.
+    """
+    reach = int(12 * sigma) + shift
+    values = np.arange(-reach, reach + 1)
+    exact = np.exp(-(values.astype(float) ** 2) / (2 * sigma**2))
+    exact /= exact.sum()
+    drawn = np.where(np.abs(values) <= cut, exact, 0.0)
+    distance = 1 - drawn.sum()
+    drawn[reach] += distance
+    moved = np.roll(drawn, shift)
+    one, other = moved, drawn
+    for _ in range(releases - 1):
+        one, other = np.outer(one, moved).ravel(), np.outer(other, drawn).ravel()
+    return float(np.maximum(0, one - math.exp(epsilon) * other).sum()), float(distance)
+
+
+@pytest.mark.parametrize("cut", [24, 30, 36])
+@pytest.mark.parametrize("releases", [1, 2])
+@pytest.mark.parametrize("epsilon", [2.0, 4.0, 8.0, 16.0])
+def test_both_bounds_of_the_samplers_part_hold_for_a_coarse_one(
+    epsilon: float, releases: int, cut: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sigma, shift = 8.0, 8
+    delta, distance = exact_delta_of_a_coarse_sampler(epsilon, sigma, shift, cut, releases)
+    mu = shift / sigma
+    of_noise = delta_of(epsilon, mu * math.sqrt(releases))
+    monkeypatch.setattr(gaussian_dp, "RELEASE_DISTANCE", distance)
+    by_ratio = releases * (1 + math.exp(epsilon)) * distance
+    by_release = releases * (distance + gaussian_dp._missed(mu))
+    # What the sampler lacks shows, and neither bound is below it.
+    assert of_noise * 0.9 <= delta <= of_noise * 1.02 + min(by_ratio, by_release)
+
+
 def test_a_curve_that_does_not_settle_is_infinite() -> None:
     steep = iter([20.0, 22.0, 24.0, 26.0, 28.0, 30.0, 32.0, 34.0, 36.0, 38.0])
     assert epsilon_with_sampler(lambda _: next(steep), 0.9, 1) == math.inf
@@ -125,5 +199,29 @@ def test_mu_within_stays_within(epsilon: float, delta: float, releases: int) -> 
     assert epsilon_of_releases(mu, delta, releases) <= epsilon * (1 + 1e-9)
 
 
+@settings(deadline=None, max_examples=50)
+@given(
+    epsilon=st.floats(1e-2, 300.0),
+    delta=st.floats(1e-12, 1e-2),
+    releases=st.integers(0, 10_000),
+)
+def test_releases_that_are_alike_stay_within_and_may_go_further(
+    epsilon: float, delta: float, releases: int
+) -> None:
+    mu = mu_within_alike(epsilon, delta, releases)
+    assert mu >= mu_within(epsilon, delta, releases) > 0
+    each = mu / math.sqrt(max(1, releases))
+    assert epsilon_of_releases(mu, delta, releases, each) <= epsilon * (1 + 1e-9)
+
+
+def test_the_noise_of_a_hundred_rounds_is_found_beyond_what_one_can_tell() -> None:
+    mu = mu_within_alike(97.0, 1e-6, 100)
+    assert epsilon_of_mu(mu, 1e-6) == pytest.approx(97.0, rel=1e-6)
+    # One release cannot be told at 97: the largest that can.
+    one = mu_within_alike(97.0, 1e-6, 1)
+    assert 30 < epsilon_of_releases(one, 1e-6, 1, one) < 40
+
+
 def test_no_mu_is_within_where_samplers_take_all_of_delta() -> None:
     assert mu_within(1.0, 1e-15, 10**7) == 0.0
+    assert mu_within_alike(1.0, 1e-15, 10**7) == 0.0

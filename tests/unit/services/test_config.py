@@ -36,6 +36,13 @@ def test_the_command_line_wins_over_the_environment_and_that_over_the_file(tmp_p
     assert "somewhere" not in repr(config)
 
 
+def test_privacy_of_the_mesh_from_the_environment() -> None:
+    environment = {"MESH_PRIVACY__PRODUCTION": "true", "MESH_PRIVACY__CLIENT_EPSILON": "8"}
+    privacy = load_config(None, environment).privacy
+    assert (privacy.production, privacy.client_epsilon, privacy.client_delta) == (True, 8.0, 1e-6)
+    assert load_config(None, {}).privacy.client_epsilon is None
+
+
 @pytest.mark.parametrize(
     ("environment", "match"),
     [
@@ -46,6 +53,7 @@ def test_the_command_line_wins_over_the_environment_and_that_over_the_file(tmp_p
         ({"MESH_MESH__ID": "Not A Name"}, "mesh.id"),
         ({"MESH_MESH__REPLICA": ""}, "mesh.replica"),
         ({"MESH_AUTHORITY__KEY": "key.pem"}, "go together"),
+        ({"MESH_PRIVACY__CLIENT_EPSILON": "eight"}, "privacy.client_epsilon"),
     ],
 )
 def test_settings_that_are_wrong(environment: dict[str, str], match: str) -> None:

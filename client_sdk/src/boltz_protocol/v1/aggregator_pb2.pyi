@@ -2168,19 +2168,25 @@ class GetPrivacyBudgetRequest(_message.Message):
 
     MODEL_ID_FIELD_NUMBER: _builtins.int
     CLIENT_ID_FIELD_NUMBER: _builtins.int
+    VERIFY_CHAIN_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     """Which model. Set by the caller."""
     client_id: _builtins.str
     """Which client; empty means the client that has spent most. A client may ask for itself only. Set by the caller."""
+    verify_chain: _builtins.bool
+    """Check the model's whole ledger against its chain of hashes before answering; where a row does not fit, LEDGER_BROKEN names
+    the first. For operators and auditors: it reads every row. Set by the caller.
+    """
     def __init__(
         self,
         *,
         model_id: _builtins.str = ...,
         client_id: _builtins.str = ...,
+        verify_chain: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_id", b"client_id", "model_id", b"model_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_id", b"client_id", "model_id", b"model_id", "verify_chain", b"verify_chain"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2203,6 +2209,17 @@ class GetPrivacyBudgetResponse(_message.Message):
     EPSILON_REPLACE_ONE_FIELD_NUMBER: _builtins.int
     ROUNDS_CHARGED_FIELD_NUMBER: _builtins.int
     ROUNDS_LEFT_FIELD_NUMBER: _builtins.int
+    PERIOD_FIELD_NUMBER: _builtins.int
+    STARTS_AT_MS_FIELD_NUMBER: _builtins.int
+    ENDS_AT_MS_FIELD_NUMBER: _builtins.int
+    EPSILON_LIFETIME_FIELD_NUMBER: _builtins.int
+    ROUNDS_LIFETIME_FIELD_NUMBER: _builtins.int
+    EPSILON_ALL_MODELS_FIELD_NUMBER: _builtins.int
+    DELTA_ALL_MODELS_FIELD_NUMBER: _builtins.int
+    EPSILON_ALL_MODELS_BUDGET_FIELD_NUMBER: _builtins.int
+    CHAIN_LENGTH_FIELD_NUMBER: _builtins.int
+    CHAIN_HEAD_FIELD_NUMBER: _builtins.int
+    CHAIN_VERIFIED_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     """Which model. Set by the server."""
     client_id: _builtins.str
@@ -2216,15 +2233,47 @@ class GetPrivacyBudgetResponse(_message.Message):
     delta: _builtins.float
     """Delta of all epsilons here. Set by the plan."""
     unit: _builtins.str
-    """What one unit is: "client". Set by the server."""
+    """What one unit is: "client", or "client-period" (a client's data of `period`). Set by the plan."""
     relation: _builtins.str
     """Neighbouring relation: "contribution-set-to-zero". Set by the server."""
     epsilon_replace_one: _builtins.float
     """The same rounds under the relation "contribution-replaced" (sensitivity 2C). Set by the server."""
     rounds_charged: _builtins.int
-    """Rounds charged. Set by the server."""
+    """Rounds charged, of `period` where there is one. Set by the server."""
     rounds_left: _builtins.int
-    """Rounds that still fit at the plan's noise multiplier. Set by the server."""
+    """Rounds that still fit at the plan's noise multiplier, the mesh's budget for a client over all models included. Set by the server."""
+    period: _builtins.str
+    """Period that `epsilon_spent` and what goes with it are about, an ISO 8601 interval of days in UTC such as
+    "2026-10-01/2027-01-01"; empty with the unit "client". Set by the plan.
+    """
+    starts_at_ms: _builtins.int
+    """First moment at which rounds may start under the budget, Unix time in milliseconds; 0 for no bound. Set by the plan."""
+    ends_at_ms: _builtins.int
+    """First moment at which they may no longer, Unix time in milliseconds; 0 for no bound. Set by the plan."""
+    epsilon_lifetime: _builtins.float
+    """Epsilon of all rounds of this model ever charged, whatever their period, the unit being one client, at `delta`. Set by the
+    server.
+    """
+    rounds_lifetime: _builtins.int
+    """Rounds of this model ever charged, whatever their period. Set by the server."""
+    epsilon_all_models: _builtins.float
+    """Epsilon over all models of the mesh, running rounds counted in, the unit being one client, at `delta_all_models`. Set by the
+    server.
+    """
+    delta_all_models: _builtins.float
+    """Delta of `epsilon_all_models`: that of the mesh's budget where it has one, or else `delta`; 0 where neither is. Set by the
+    server.
+    """
+    epsilon_all_models_budget: _builtins.float
+    """Epsilon that the mesh allows one client over all models, for ever; 0 where it has no such budget. Set by the mesh's settings."""
+    chain_length: _builtins.int
+    """Events in the model's ledger, of all clients: the length of its chain of hashes. Never decreases. Set by the server."""
+    chain_head: _builtins.bytes
+    """SHA-256 hash of the last of them (32 bytes; zeros where there is none), which covers all before it. Who keeps length and head
+    can tell later whether what was charged up to here was altered. Set by the server.
+    """
+    chain_verified: _builtins.bool
+    """True where the whole chain was checked for this answer. Set by the server."""
     def __init__(
         self,
         *,
@@ -2239,10 +2288,21 @@ class GetPrivacyBudgetResponse(_message.Message):
         epsilon_replace_one: _builtins.float = ...,
         rounds_charged: _builtins.int = ...,
         rounds_left: _builtins.int = ...,
+        period: _builtins.str = ...,
+        starts_at_ms: _builtins.int = ...,
+        ends_at_ms: _builtins.int = ...,
+        epsilon_lifetime: _builtins.float = ...,
+        rounds_lifetime: _builtins.int = ...,
+        epsilon_all_models: _builtins.float = ...,
+        delta_all_models: _builtins.float = ...,
+        epsilon_all_models_budget: _builtins.float = ...,
+        chain_length: _builtins.int = ...,
+        chain_head: _builtins.bytes = ...,
+        chain_verified: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_id", b"client_id", "delta", b"delta", "epsilon_budget", b"epsilon_budget", "epsilon_held", b"epsilon_held", "epsilon_replace_one", b"epsilon_replace_one", "epsilon_spent", b"epsilon_spent", "model_id", b"model_id", "relation", b"relation", "rounds_charged", b"rounds_charged", "rounds_left", b"rounds_left", "unit", b"unit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain_head", b"chain_head", "chain_length", b"chain_length", "chain_verified", b"chain_verified", "client_id", b"client_id", "delta", b"delta", "delta_all_models", b"delta_all_models", "ends_at_ms", b"ends_at_ms", "epsilon_all_models", b"epsilon_all_models", "epsilon_all_models_budget", b"epsilon_all_models_budget", "epsilon_budget", b"epsilon_budget", "epsilon_held", b"epsilon_held", "epsilon_lifetime", b"epsilon_lifetime", "epsilon_replace_one", b"epsilon_replace_one", "epsilon_spent", b"epsilon_spent", "model_id", b"model_id", "period", b"period", "relation", b"relation", "rounds_charged", b"rounds_charged", "rounds_left", b"rounds_left", "rounds_lifetime", b"rounds_lifetime", "starts_at_ms", b"starts_at_ms", "unit", b"unit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -127,7 +127,8 @@ class AggregatorServicer:
         raise NotImplementedError('Method not implemented!')
 
     def StartRound(self, request, context):
-        """Start a round. Role: operator. Errors: NOT_FOUND, STATE_CONFLICT (one runs already, or no version is promoted), BUDGET_EXCEEDED.
+        """Start a round. Role: operator. Errors: NOT_FOUND, STATE_CONFLICT (one runs already, or no version is promoted), BUDGET_EXCEEDED,
+        INVALID_PLAN (the mesh's settings no longer allow it), LEDGER_BROKEN.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -162,7 +163,7 @@ class AggregatorServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetPrivacyBudget(self, request, context):
-        """Privacy spent and left. Role: client (its own only), operator, auditor. Errors: NOT_FOUND, PERMISSION_DENIED.
+        """Privacy spent and left. Role: client (its own only), operator, auditor. Errors: NOT_FOUND, PERMISSION_DENIED, LEDGER_BROKEN.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -51,7 +51,9 @@ class AggregatorStub:
     GetPlan: _grpc.UnaryUnaryMultiCallable[_aggregator_pb2.GetPlanRequest, _aggregator_pb2.GetPlanResponse]
     """A model's plan. Role: operator, auditor. Errors: NOT_FOUND."""
     StartRound: _grpc.UnaryUnaryMultiCallable[_aggregator_pb2.StartRoundRequest, _aggregator_pb2.StartRoundResponse]
-    """Start a round. Role: operator. Errors: NOT_FOUND, STATE_CONFLICT (one runs already, or no version is promoted), BUDGET_EXCEEDED."""
+    """Start a round. Role: operator. Errors: NOT_FOUND, STATE_CONFLICT (one runs already, or no version is promoted), BUDGET_EXCEEDED,
+    INVALID_PLAN (the mesh's settings no longer allow it), LEDGER_BROKEN.
+    """
     AbortRound: _grpc.UnaryUnaryMultiCallable[_aggregator_pb2.AbortRoundRequest, _aggregator_pb2.AbortRoundResponse]
     """End a round without a result. Role: operator. Errors: NOT_FOUND, STATE_CONFLICT (it has ended, or its result is already charged)."""
     GetRound: _grpc.UnaryUnaryMultiCallable[_aggregator_pb2.GetRoundRequest, _aggregator_pb2.GetRoundResponse]
@@ -61,7 +63,7 @@ class AggregatorStub:
     WatchRound: _grpc.UnaryStreamMultiCallable[_aggregator_pb2.WatchRoundRequest, _aggregator_pb2.WatchRoundResponse]
     """A round as it goes: once at once, then at every change, until it ends. Role: operator, auditor. Errors: NOT_FOUND."""
     GetPrivacyBudget: _grpc.UnaryUnaryMultiCallable[_aggregator_pb2.GetPrivacyBudgetRequest, _aggregator_pb2.GetPrivacyBudgetResponse]
-    """Privacy spent and left. Role: client (its own only), operator, auditor. Errors: NOT_FOUND, PERMISSION_DENIED."""
+    """Privacy spent and left. Role: client (its own only), operator, auditor. Errors: NOT_FOUND, PERMISSION_DENIED, LEDGER_BROKEN."""
 
 @_typing.type_check_only
 class AggregatorAsyncStub(AggregatorStub):
@@ -86,7 +88,9 @@ class AggregatorAsyncStub(AggregatorStub):
     GetPlan: _aio.UnaryUnaryMultiCallable[_aggregator_pb2.GetPlanRequest, _aggregator_pb2.GetPlanResponse]  # type: ignore[assignment]
     """A model's plan. Role: operator, auditor. Errors: NOT_FOUND."""
     StartRound: _aio.UnaryUnaryMultiCallable[_aggregator_pb2.StartRoundRequest, _aggregator_pb2.StartRoundResponse]  # type: ignore[assignment]
-    """Start a round. Role: operator. Errors: NOT_FOUND, STATE_CONFLICT (one runs already, or no version is promoted), BUDGET_EXCEEDED."""
+    """Start a round. Role: operator. Errors: NOT_FOUND, STATE_CONFLICT (one runs already, or no version is promoted), BUDGET_EXCEEDED,
+    INVALID_PLAN (the mesh's settings no longer allow it), LEDGER_BROKEN.
+    """
     AbortRound: _aio.UnaryUnaryMultiCallable[_aggregator_pb2.AbortRoundRequest, _aggregator_pb2.AbortRoundResponse]  # type: ignore[assignment]
     """End a round without a result. Role: operator. Errors: NOT_FOUND, STATE_CONFLICT (it has ended, or its result is already charged)."""
     GetRound: _aio.UnaryUnaryMultiCallable[_aggregator_pb2.GetRoundRequest, _aggregator_pb2.GetRoundResponse]  # type: ignore[assignment]
@@ -96,7 +100,7 @@ class AggregatorAsyncStub(AggregatorStub):
     WatchRound: _aio.UnaryStreamMultiCallable[_aggregator_pb2.WatchRoundRequest, _aggregator_pb2.WatchRoundResponse]  # type: ignore[assignment]
     """A round as it goes: once at once, then at every change, until it ends. Role: operator, auditor. Errors: NOT_FOUND."""
     GetPrivacyBudget: _aio.UnaryUnaryMultiCallable[_aggregator_pb2.GetPrivacyBudgetRequest, _aggregator_pb2.GetPrivacyBudgetResponse]  # type: ignore[assignment]
-    """Privacy spent and left. Role: client (its own only), operator, auditor. Errors: NOT_FOUND, PERMISSION_DENIED."""
+    """Privacy spent and left. Role: client (its own only), operator, auditor. Errors: NOT_FOUND, PERMISSION_DENIED, LEDGER_BROKEN."""
 
 class AggregatorServicer(metaclass=_abc_1.ABCMeta):
     """Rounds of federated learning."""
@@ -148,7 +152,9 @@ class AggregatorServicer(metaclass=_abc_1.ABCMeta):
         request: _aggregator_pb2.StartRoundRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_aggregator_pb2.StartRoundResponse, _abc.Awaitable[_aggregator_pb2.StartRoundResponse]]:
-        """Start a round. Role: operator. Errors: NOT_FOUND, STATE_CONFLICT (one runs already, or no version is promoted), BUDGET_EXCEEDED."""
+        """Start a round. Role: operator. Errors: NOT_FOUND, STATE_CONFLICT (one runs already, or no version is promoted), BUDGET_EXCEEDED,
+        INVALID_PLAN (the mesh's settings no longer allow it), LEDGER_BROKEN.
+        """
 
     @_abc_1.abstractmethod
     def AbortRound(
@@ -188,6 +194,6 @@ class AggregatorServicer(metaclass=_abc_1.ABCMeta):
         request: _aggregator_pb2.GetPrivacyBudgetRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_aggregator_pb2.GetPrivacyBudgetResponse, _abc.Awaitable[_aggregator_pb2.GetPrivacyBudgetResponse]]:
-        """Privacy spent and left. Role: client (its own only), operator, auditor. Errors: NOT_FOUND, PERMISSION_DENIED."""
+        """Privacy spent and left. Role: client (its own only), operator, auditor. Errors: NOT_FOUND, PERMISSION_DENIED, LEDGER_BROKEN."""
 
 def add_AggregatorServicer_to_server(servicer: AggregatorServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -33,12 +33,14 @@ class Exit(IntEnum):
     UNREACHABLE = 4
     ABORTED = 5
     OVER_BUDGET = 6
+    REFUTED = 7
     INTERRUPTED = 130
 
 
 EXIT_CODES_HELP = (
     "Exit codes: 0 done; 1 internal error; 2 wrong arguments or settings; 3 refused by the mesh; "
-    "4 mesh unreachable; 5 the round was aborted; 6 over the privacy budget; 130 interrupted."
+    "4 mesh unreachable; 5 the round was aborted; 6 over the privacy budget; 7 the privacy audit "
+    "refutes the ledger; 130 interrupted."
 )
 
 

@@ -1,8 +1,7 @@
-"""`boltz-mesh plan ...` and `boltz-mesh budget`: what a model is, and what its privacy allows."""
+"""`boltz-mesh plan ...`: what a model is and how it is trained."""
 
 from __future__ import annotations
 
-import math
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +9,7 @@ from typing import Annotated
 from cyclopts import App, Parameter
 
 from boltz_mesh.app.cli.connection import Connect, Mesh, on_mesh
-from boltz_mesh.app.cli.output import as_dict, print_fields, print_json, say, when
+from boltz_mesh.app.cli.output import as_dict, print_json, say, when
 from boltz_mesh.rounds.plan import MAX_PLAN_BYTES, example_plan
 from boltz_protocol.errors import ConfigurationError
 from boltz_protocol.v1 import aggregator_pb2 as pb
@@ -69,51 +68,6 @@ def show(model_id: str, /, *, connect: Connect = Connect()) -> None:
 def example() -> None:
     """Print an annotated plan to start from."""
     print(example_plan(), end="")
-
-
-def budget(
-    model_id: str,
-    /,
-    *,
-    client: Annotated[
-        str, Parameter(help="Which client; without it, the one that has spent most.")
-    ] = "",
-    connect: Connect = Connect(),
-) -> None:
-    """Show the privacy spent on a model and what is left."""
-
-    async def call(mesh: Mesh) -> pb.GetPrivacyBudgetResponse:
-        return await mesh.aggregator.GetPrivacyBudget(
-            pb.GetPrivacyBudgetRequest(model_id=model_id, client_id=client)
-        )
-
-    answer = on_mesh(connect, call)
-    if connect.json:
-        print_json(as_dict(answer))
-        return
-    if not answer.epsilon_budget:
-        say(
-            f'{model_id} runs without noise (privacy = "none"): '
-            f"{answer.rounds_charged} rounds gave no guarantee, and no epsilon is printed."
-        )
-        return
-    one = f"at delta {answer.delta:g}, one {answer.unit}, {answer.relation}"
-    print_fields(
-        f"privacy budget of {model_id}",
-        [
-            ("client", answer.client_id or "(nobody has spent anything)"),
-            ("epsilon spent", f"{_number(answer.epsilon_spent)} ({one})"),
-            ("with running rounds", _number(answer.epsilon_held)),
-            ("epsilon allowed", _number(answer.epsilon_budget)),
-            ("rounds charged", answer.rounds_charged),
-            ("rounds left", answer.rounds_left),
-            ("if replaced instead", f"{_number(answer.epsilon_replace_one)} (sensitivity 2C)"),
-        ],
-    )
-
-
-def _number(epsilon: float) -> str:
-    return f"{epsilon:.3f}" if math.isfinite(epsilon) else "unlimited"
 
 
 def _read(file: Path) -> str:

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from cyclopts import App
 from cyclopts.exceptions import CycloptsError
 
-from boltz_mesh.app.cli import clients, demo, models, plans, rounds, server
+from boltz_mesh.app.cli import budget, clients, demo, models, plans, rounds, server
 from boltz_mesh.app.cli.output import EXIT_CODES_HELP, Exit, exit_code, print_error
 from boltz_protocol.errors import ConfigurationError, MeshError
 
@@ -25,7 +25,7 @@ app.command(demo.demo)
 app.command(server.credential)
 app.command(server.status)
 app.command(plans.app)
-app.command(plans.budget)
+app.command(budget.app)
 app.command(clients.app)
 app.command(rounds.app)
 app.command(models.app)

@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Final
 
 from boltz_mesh.app.demo.report import ROW_WORDS, Interval, Privacy, Report, Result, RoundRecord
-from boltz_mesh.app.demo.svg import WIDTH, Drawing, Scale, padded, ticks
+from boltz_mesh.app.figures.svg import WIDTH, Drawing, Scale, padded, spread, ticks
 
 #: Lines of the figure by year: what a reader compares; more lines would hide each other.
 YEAR_ROWS: Final = ("ewma", "best_local", "public_index", "federated", "federated_dp")
@@ -123,7 +123,7 @@ def years_chart(by_year: Mapping[str, Mapping[str, float]]) -> str:
                 x, y, 4, f"dot {kind_of(row)}", f"{row} {year}: {by_year[row][year]:.4f}"
             )
         ends.append((points[-1][1], row))
-    for y, row in _spread(ends):
+    for y, row in spread(ends):
         drawing.text(right - 2, y + 4, row, f"label {kind_of(row)}")
     return drawing.render()
 
@@ -165,7 +165,7 @@ def learning_chart(rounds: Sequence[RoundRecord], start: float | None) -> str | 
         for (x, y), (number, value) in zip(points, numbers, strict=True):
             drawing.circle(x, y, 4, f"dot {kind_of(row)}", f"{row}, round {number}: {value:.4f}")
         ends.append((points[-1][1], row))
-    for y, row in _spread(ends):
+    for y, row in spread(ends):
         drawing.text(right - 2, y + 4, row, f"label {kind_of(row)}")
     return drawing.render()
 
@@ -265,12 +265,3 @@ def _named(record: RoundRecord, value: str) -> str:
     """A round's tooltip."""
     seed = "" if record.seed is None else f", seed {record.seed}"
     return f"{record.row} {record.origin}{seed}, round {record.number}: {value}"
-
-
-def _spread(ends: Sequence[tuple[float, str]], least: float = 15.0) -> list[tuple[float, str]]:
-    """Labels at the lines' ends, moved apart where they would overlap, in the same order."""
-    placed: list[tuple[float, str]] = []
-    for y, row in sorted(ends):
-        placed.append((max(y, placed[-1][0] + least) if placed else y, row))
-    shift = fmean(y for y, _ in placed) - fmean(y for y, _ in ends)
-    return [(y - shift, row) for y, row in placed]

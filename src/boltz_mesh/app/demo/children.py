@@ -36,7 +36,7 @@ class ChildEnded(MeshError):
 
     reason = "CHILD_ENDED"
     status = "ABORTED"
-    next_step = "Run the demo again with --keep, and look into the logs in the folder it names."
+    next_step = "Run it again with --keep, and look into the logs in the folder it names."
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from importlib import resources
 from typing import Final
 
 from boltz_mesh.app.demo import charts
 from boltz_mesh.app.demo.guarantees import counted_on
 from boltz_mesh.app.demo.report import ROW_WORDS, Privacy, Report, Sealing
+from boltz_mesh.app.figures import page_style
 
 #: Shown in the page at most; `report.json` has every round.
 MAX_ROUNDS_SHOWN: Final = 500
@@ -30,7 +30,6 @@ _LEGEND: Final = (
 def render(report: Report) -> str:
     """The whole page as UTF-8 text."""
     figures = charts.figures(report)
-    style = resources.files(__package__).joinpath("report.css").read_text(encoding="utf-8")
     body = "".join(
         [
             _results(report, figures),
@@ -47,7 +46,7 @@ def render(report: Report) -> str:
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         "<title>Boltz Mesh demo report</title>"
-        f"<style>{style}</style></head><body>{_header(report)}<main>{body}</main>"
+        f"<style>{page_style()}</style></head><body>{_header(report)}<main>{body}</main>"
         f"<footer>Made by <code>{escape(report.settings.command)}</code>, finished "
         f"{escape(report.settings.finished_at)}. The same numbers stand in "
         "<code>report.json</code> beside this page.</footer></body></html>\n"

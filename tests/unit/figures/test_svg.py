@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from boltz_mesh.app.demo.svg import Drawing, Scale, padded, ticks
+from boltz_mesh.app.figures.svg import Drawing, Scale, padded, ticks
 
 
 @given(

@@ -1,14 +1,16 @@
-"""A small SVG writer: axes and marks for the report, with classes instead of colours.
+"""A small SVG writer: axes and marks, with classes instead of colours.
 
-The page's style sheet gives the classes their colours, for light and for dark. Coordinates are
+`figures.css` gives the classes their colours, for light and for dark. Coordinates are
 CSS pixels; every figure scales to the width of its column.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
+from statistics import fmean
 from typing import Final, Literal
 
 Anchor = Literal["start", "middle", "end"]
@@ -127,6 +129,15 @@ def padded(values: list[float], share: float = 0.08) -> tuple[float, float]:
     low, high = min(values), max(values)
     margin = (high - low) * share or abs(high) * share or 1.0
     return low - margin, high + margin
+
+
+def spread(ends: Sequence[tuple[float, str]], least: float = 15.0) -> list[tuple[float, str]]:
+    """Labels at the lines' ends, moved apart where they would overlap, in the same order."""
+    placed: list[tuple[float, str]] = []
+    for y, row in sorted(ends):
+        placed.append((max(y, placed[-1][0] + least) if placed else y, row))
+    shift = fmean(y for y, _ in placed) - fmean(y for y, _ in ends)
+    return [(y - shift, row) for y, row in placed]
 
 
 def _n(value: float) -> str:
