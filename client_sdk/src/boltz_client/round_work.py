@@ -169,7 +169,9 @@ class LocalTraining:
         """
         configuration = round.configuration
         base = self._base
-        if base is None or base.manifest.sha256 != configuration.model_sha256:
+        wanted = (configuration.base_version, configuration.model_sha256)
+        # The version too: two of them may have the same parameters, after a round of no change.
+        if base is None or (base.manifest.version, base.manifest.sha256) != wanted:
             # Let the last one go first: two large models need not be held at once.
             base = self._base = None
             base = await self._host.pull_model(self._model_id, configuration.base_version)

@@ -126,8 +126,9 @@ async def test_only_a_published_round_of_the_revision_moves_it(party: Party, mod
     assert first.metrics[LANE] == pytest.approx(0.5, abs=1e-4)
     assert first.clip_norm == 8.0
     assert first.next_clip_norm == pytest.approx(8 * math.exp(-0.5), rel=1e-3)
-    # A version that an operator publishes has no round, and one that is aborted has no version.
-    content = encode_model(tensors(SIZE), np.full(SIZE, 7, np.float32))
+    # A version that an operator publishes has no round (and this one the first one's parameters,
+    # which the clients have), and a round that is aborted has no version.
+    content = encode_model(tensors(SIZE), np.zeros(SIZE, np.float32))
     await publish(party.mesh.operator, publish_requests(model, content))
     for member in members:
         member.train = _until_stopped
