@@ -105,6 +105,28 @@ async def test_the_clip_norm_moves_to_the_quantile_by_the_formula(
         assert (await member.task).counted == ROUNDS
 
 
+async def test_the_groups_of_a_round_tell_together(party: Party, model: str) -> None:
+    members = await add(party, 10)
+    # Without noise: six of ten are within 1.3 * sqrt(1 - 1/4) = 1.126.
+    await declare(
+        party.mesh,
+        model,
+        mode="grouped",
+        min=10,
+        target=10,
+        max=10,
+        clip_norm=1.3,
+        tables=TABLE
+        + "[grouping]\ncount = 2\n"
+        + "[secure_aggregation]\ncorrupt_fraction = 0.0\nadversary = 'semi-honest'\n",
+    )
+    shown = await published(party.mesh, await party.start(model))
+    within = sum(math.sqrt(SIZE) * member.value <= 1.126 for member in members)
+    assert shown.metrics[LANE] == pytest.approx(within / 10 - 0.5, abs=1e-4)
+    expected = next_clip_norm(SETTINGS.resolved(1.3), 1.3, shown.metrics[LANE])
+    assert shown.next_clip_norm == expected
+
+
 def _until_stopped(round: RoundContext) -> None:
     assert round.stopped.wait(20)
 
