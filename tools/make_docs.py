@@ -20,6 +20,7 @@ from typing import Any, Final
 import msgspec
 
 from boltz_mesh.app.config import Config
+from boltz_mesh.privacy.adaptive_clip import AdaptiveClipping
 from boltz_mesh.privacy.budget import Budget
 from boltz_mesh.rounds.plan import example_plan
 from boltz_mesh.rounds.plan_types import (
@@ -43,6 +44,7 @@ _PLAN_TABLES: Final[tuple[tuple[str, type], ...]] = (
     ("[[tensors]]", TensorSpec),
     ("[cohort]", Cohort),
     ("[budget]", Budget),
+    ("[adaptive_clipping]", AdaptiveClipping),
     ("[deadlines]", Deadlines),
     ("[secure_aggregation]", SecureAggregationPlan),
     ("[grouping]", GroupingPlan),
@@ -54,6 +56,7 @@ _TABLE_FIELDS: Final = frozenset(
         "tensors",
         "cohort",
         "budget",
+        "adaptive_clipping",
         "deadlines",
         "secure_aggregation",
         "grouping",
@@ -138,6 +141,8 @@ def _plan_rows(name: str, kind: type) -> Iterator[Sequence[str]]:
             default, values = f'`"{_duration(known["default"])}"`', _duration_range(known)
         elif kind is OptimizerPlan and known.get("default") is None:
             default, values = "by optimizer", _values(known)
+        elif kind is AdaptiveClipping and known.get("default") is None:
+            default, values = f"`clip_norm` {'/' if field == 'min' else '*'} 1000", _values(known)
         else:
             default = "required" if field in required else _toml(known.get("default"))
             values = _BUDGET_RANGES[field] if kind is Budget else _values(known)
@@ -171,7 +176,7 @@ def _values(known: dict[str, Any]) -> str:
     above = "exclusiveMinimum" in known
     least = _figure(known["exclusiveMinimum" if above else "minimum"])
     if "exclusiveMaximum" in known:
-        return f"{least} to below {_figure(known['exclusiveMaximum'])}"
+        return f"{'above ' if above else ''}{least} to below {_figure(known['exclusiveMaximum'])}"
     if "maximum" not in known:
         return f"above {least}" if above else f"at least {least}"
     return f"{'above ' if above else ''}{least} to {_figure(known['maximum'])}"

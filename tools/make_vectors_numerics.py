@@ -185,6 +185,49 @@ def _rounding() -> list[Json]:
     return cases
 
 
+# --- the clip indicator ------------------------------------------------------------------------
+
+
+def _indicator(name: str, clip: float, scale: float, size: float, weights: tuple[int, int]) -> Json:
+    """One client's lane: C' from C and the lane's scale, the bit, the integers it may become."""
+    raw = [math.cos(0.9 * k) * size for k in range(12)]
+    values = [struct.unpack(">f", struct.pack(">f", value))[0] for value in raw]
+    lanes, cohort = [size / 4], 5
+    exponent, _ = _plan(clip, 0.0, cohort, len(values) + len(lanes) + 1)
+    with localcontext(prec=DIGITS):
+        inner = (Decimal(clip) ** 2 - (Decimal(scale) / 2) ** 2).sqrt()
+        norm = sum((Decimal(value) ** 2 for value in [*values, *lanes]), Decimal(0)).sqrt()
+        assert abs(norm / inner - 1) > Decimal("1e-6"), "a vector is no borderline case"
+        factor = min(Decimal(1), inner / norm)
+    bit = Fraction(1 if norm <= inner else -1, 2)
+    exact = Fraction(scale) * bit * Fraction(*weights) * Fraction(2) ** exponent
+    return {
+        "name": name,
+        "clip_norm": _double(clip),
+        "indicator_scale": _double(scale),
+        "values_float32": [struct.pack(">f", value).hex() for value in values],
+        "scaled_lanes": [_double(lane) for lane in lanes],
+        "inner_clip_norm": _double(float(inner)),
+        "norm": _double(float(norm)),
+        "factor": _double(float(factor)),
+        "bit": float(bit),
+        "weight": weights[0],
+        "max_weight": weights[1],
+        "cohort_max": cohort,
+        "scale_log2": exponent,
+        "lane_integers": sorted({math.floor(exact), math.ceil(exact)}),
+    }
+
+
+def _indicators() -> list[Json]:
+    return [
+        _indicator("within", 1.0, 0.2, 0.3, (255, 255)),
+        _indicator("within C and beyond C'", 1.0, 1.0, 0.38, (255, 255)),
+        _indicator("shortened", 0.08, 0.016, 5.0, (80, 128)),
+        _indicator("large", 1e6, 1.5e5, 1e5, (1, 3)),
+    ]
+
+
 # --- noise -------------------------------------------------------------------------------------
 
 
@@ -369,6 +412,7 @@ def main(folder: Path) -> None:
         "numerics_packing.json": _packing(),
         "numerics_encoding.json": _encodings(),
         "numerics_rounding.json": _rounding(),
+        "numerics_indicator.json": _indicators(),
         "numerics_noise.json": _noise(),
         "numerics_weights.json": _weights(),
     }

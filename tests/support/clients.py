@@ -242,9 +242,13 @@ def seal(
     """
     configuration, entry = offer.configuration, offer.entry
     scaled = tuple(
-        value * lane.scale for value, lane in zip(lanes, configuration.lanes, strict=True)
+        value * lane.scale for value, lane in zip(lanes, configuration.metric_lanes, strict=True)
     )
-    clipped = clip(LocalDelta(delta, scaled), clip_norm_l2=configuration.clip_norm)
+    clipped = clip(
+        LocalDelta(delta, scaled),
+        clip_norm_l2=configuration.clip_norm,
+        indicator_scale=configuration.indicator_scale,
+    )
     weighted = weigh(clipped, weight=entry.weight, max_weight=configuration.max_weight)
     encoded = encode(weighted, round_encoding(configuration))
     integers(encoded.values)

@@ -303,7 +303,8 @@ class MeshClient:
         check_base(configuration, base.manifest)
 
         def work() -> SealedUpdate:
-            delta = local_delta(base.vector, base.manifest.tensors, configuration.lanes, result)
+            lanes = configuration.metric_lanes
+            delta = local_delta(base.vector, base.manifest.tensors, lanes, result)
             sealed = seal(
                 accepted,
                 delta,

@@ -74,8 +74,8 @@ class RoundWork:
             base_version=configuration.base_version,
             tensors=base.manifest.tensors,
             hyperparameters=configuration.hyperparameters,
-            lanes=tuple(lane.name for lane in configuration.lanes),
-            clip_norm=configuration.clip_norm,
+            lanes=tuple(lane.name for lane in configuration.metric_lanes),
+            clip_norm=configuration.delta_clip_norm,
             deadline_ms=configuration.deadline_ms,
             stopped=self.stopped,
         )
@@ -169,7 +169,9 @@ class LocalTraining:
         """
         configuration = round.configuration
         base = self._base
-        if base is None or base.manifest.sha256 != configuration.model_sha256:
+        wanted = (configuration.base_version, configuration.model_sha256)
+        # The version too: two of them may have the same parameters, after a round of no change.
+        if base is None or (base.manifest.version, base.manifest.sha256) != wanted:
             # Let the last one go first: two large models need not be held at once.
             base = self._base = None
             base = await self._host.pull_model(self._model_id, configuration.base_version)

@@ -47,7 +47,7 @@ def seal(
     """Encode, encrypt, spool and sign one update.
 
     Args:
-        delta: lanes already multiplied by their scales.
+        delta: lanes already multiplied by their scales; without the clip indicator's.
         private_key: the client's signing key.
         workspace: memory for the integers.
         masks: of this client's one vector in a sealed round; None in an open one.
@@ -58,7 +58,11 @@ def seal(
         OSError: the spool cannot be written.
     """
     configuration = accepted.configuration
-    clipped = clip(delta, clip_norm_l2=configuration.clip_norm)
+    clipped = clip(
+        delta,
+        clip_norm_l2=configuration.clip_norm,
+        indicator_scale=configuration.indicator_scale,
+    )
     weighted = weigh(clipped, weight=accepted.entry.weight, max_weight=configuration.max_weight)
     with workspace.integers(configuration.coordinates) as out:
         update = _wire_form(accepted, encode(weighted, accepted.encoding, out=out), masks)

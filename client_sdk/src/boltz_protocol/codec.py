@@ -190,6 +190,7 @@ def encode_round_configuration(configuration: m.RoundConfiguration) -> bytes:
             else aggregator_pb2.Grouping(
                 groups=c.grouping.groups, min_group_survivors=c.grouping.min_group_survivors
             ),
+            clip_indicator=c.clip_indicator,
         )
     )
 
@@ -245,6 +246,7 @@ def parse_round_configuration(payload: bytes) -> m.RoundConfiguration:
         grouping=m.Grouping(message.grouping.groups, message.grouping.min_group_survivors)
         if message.HasField("grouping")
         else None,
+        clip_indicator=message.clip_indicator,
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import enum
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -114,6 +115,24 @@ def check_count(field: str, count: int, low: int, high: int) -> None:
     if count > high:
         raise LimitExceeded(f"{field} has {count} entries; the cap is {high}", field=field)
     check_range(f"number of {field}", count, low, high)
+
+
+def check_hyperparameters(values: Mapping[str, HyperValue]) -> None:
+    """Check names, count and values. Raises: MalformedMessage, LimitExceeded, NotFinite."""
+    check_count("hyperparameters", len(values), 0, limits.MAX_HYPERPARAMETERS)
+    for name, value in values.items():
+        if not 1 <= len(name) <= 63 or not name.isprintable():
+            raise MalformedMessage(f"{name[:80]!r} is not the name of a hyper-parameter")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise NotFinite(f"hyper-parameter {name} is not finite", field=name)
+        # Beyond 2^53 languages disagree on what a JSON number is (RFC 8259, section 6).
+        if isinstance(value, int) and abs(value) > 1 << 53:
+            raise MalformedMessage(f"hyper-parameter {name} is an integer beyond 2^53", field=name)
+        if isinstance(value, str) and len(value) > limits.MAX_HYPERPARAMETER_CHARS:
+            raise LimitExceeded(
+                f"hyper-parameter {name} has {len(value)} characters; "
+                f"the cap is {limits.MAX_HYPERPARAMETER_CHARS}"
+            )
 
 
 # --- shared parts -------------------------------------------------------------------------------

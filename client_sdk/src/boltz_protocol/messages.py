@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from boltz_protocol import ids, limits
-from boltz_protocol.errors import LimitExceeded, MalformedMessage, NotFinite
+from boltz_protocol.clip_indicator import check_indicator, inner_clip_norm
+from boltz_protocol.errors import LimitExceeded, MalformedMessage
 from boltz_protocol.message_parts import (
     CHECK_IN,
     ENCRYPTION_KEY,
@@ -46,6 +47,7 @@ from boltz_protocol.message_parts import (
     UpdateReceipt,
     check_count,
     check_digest,
+    check_hyperparameters,
     check_pattern,
     check_positive,
     check_range,
@@ -218,6 +220,7 @@ class RoundConfiguration:
         min_survivors: in all groups together.
         secure_aggregation: given in every mode but OPEN.
         grouping: given in GROUPED alone.
+        clip_indicator: name of the last lane where it is the clip indicator; empty otherwise.
     """
 
     mesh_id: str
@@ -252,6 +255,7 @@ class RoundConfiguration:
     protocol_version: int = PROTOCOL_VERSION
     secure_aggregation: SecureAggregation | None = None
     grouping: Grouping | None = None
+    clip_indicator: str = ""
 
     def __post_init__(self) -> None:
         ids.parse_name("mesh_id", self.mesh_id)
@@ -290,6 +294,7 @@ class RoundConfiguration:
 
     def _check_numbers(self) -> None:
         check_positive("clip_norm", self.clip_norm)
+        check_indicator(self.clip_indicator, self.lanes, self.clip_norm)
         check_positive("scale", self.scale)
         if math.frexp(self.scale)[0] != 0.5:
             raise MalformedMessage(f"scale is {self.scale}, not a power of two", field="scale")
@@ -339,23 +344,21 @@ class RoundConfiguration:
         """Parameters and lanes."""
         return self.parameters + len(self.lanes)
 
+    @property
+    def metric_lanes(self) -> tuple[Lane, ...]:
+        """The lanes that a trainer's metrics fill: all but the clip indicator."""
+        return self.lanes[:-1] if self.clip_indicator else self.lanes
 
-def check_hyperparameters(values: Mapping[str, HyperValue]) -> None:
-    """Check names, count and values. Raises: MalformedMessage, LimitExceeded, NotFinite."""
-    check_count("hyperparameters", len(values), 0, limits.MAX_HYPERPARAMETERS)
-    for name, value in values.items():
-        if not 1 <= len(name) <= 63 or not name.isprintable():
-            raise MalformedMessage(f"{name[:80]!r} is not the name of a hyper-parameter")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise NotFinite(f"hyper-parameter {name} is not finite", field=name)
-        # Beyond 2^53 languages disagree on what a JSON number is (RFC 8259, section 6).
-        if isinstance(value, int) and abs(value) > 1 << 53:
-            raise MalformedMessage(f"hyper-parameter {name} is an integer beyond 2^53", field=name)
-        if isinstance(value, str) and len(value) > limits.MAX_HYPERPARAMETER_CHARS:
-            raise LimitExceeded(
-                f"hyper-parameter {name} has {len(value)} characters; "
-                f"the cap is {limits.MAX_HYPERPARAMETER_CHARS}"
-            )
+    @property
+    def indicator_scale(self) -> float:
+        """Scale of the clip indicator's lane; 0 where the round has none."""
+        return self.lanes[-1].scale if self.clip_indicator else 0.0
+
+    @property
+    def delta_clip_norm(self) -> float:
+        """L2 bound of the delta and its metric lanes: C, or C' with a clip indicator."""
+        scale = self.indicator_scale
+        return inner_clip_norm(self.clip_norm, scale) if scale else self.clip_norm
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from boltz_protocol.clip import clip_factor, joint_norm_l2, scaled_lanes
+from boltz_protocol.clip_indicator import indicator, inner_clip_norm
 from boltz_protocol.encoding import Encoding
 from boltz_protocol.errors import ChunkOutOfOrder, MalformedMessage, ShapeMismatch, WeightRefused
 from boltz_protocol.fixed_point import encode_vector
@@ -124,10 +125,10 @@ class ClippedDelta:
 
     Attributes:
         values: float32, shape (d,), as in the `LocalDelta`.
-        lanes: l lanes in the delta's unit.
+        lanes: l lanes in the delta's unit; the clip indicator's, where there is one, is the last.
         factor: in (0, 1].
         clip_norm_l2: C.
-        norm_l2: joint norm before clipping; private to the client.
+        norm_l2: joint norm before clipping, without the indicator; private to the client.
     """
 
     values: Float32Array = field(repr=False)
@@ -137,18 +138,29 @@ class ClippedDelta:
     norm_l2: float = field(repr=False)
 
 
-def clip(delta: LocalDelta, *, clip_norm_l2: float, lane_scale: float = 1.0) -> ClippedDelta:
-    """Bound `|| (delta, lane_scale * lanes) ||` by C.
+def clip(
+    delta: LocalDelta, *, clip_norm_l2: float, lane_scale: float = 1.0, indicator_scale: float = 0.0
+) -> ClippedDelta:
+    """Bound `|| (delta, lane_scale * lanes) ||` by C; with a clip indicator, append its lane, and
+    bound what goes before it by C' (`clip_indicator`), so that the whole is within C again.
+
+    Args:
+        indicator_scale: of the indicator's lane, at most C; 0 for no such lane.
 
     Raises: NotFinite naming the first offset or lane that is not finite.
     """
     assert 0 < lane_scale <= _LANE_SCALE_MAX, "the plan's lane scale was checked on arrival"
     lanes = scaled_lanes(delta.lanes, lane_scale)
     norm = joint_norm_l2(delta.values, lanes)
+    bound = clip_norm_l2 if indicator_scale == 0 else inner_clip_norm(clip_norm_l2, indicator_scale)
+    factor = clip_factor(norm, bound)
+    if indicator_scale:
+        # The factor is not for the indicator: what is divided here is multiplied while rounding.
+        lanes = (*lanes, indicator_scale * indicator(factor) / factor)
     return ClippedDelta(
         values=delta.values,
         lanes=lanes,
-        factor=clip_factor(norm, clip_norm_l2),
+        factor=factor,
         clip_norm_l2=clip_norm_l2,
         norm_l2=norm,
     )

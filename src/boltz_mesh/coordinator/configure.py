@@ -21,7 +21,7 @@ from boltz_mesh.storage.check_ins import CheckIn
 from boltz_mesh.storage.models import ModelVersion
 from boltz_mesh.storage.roster import RosterEntry
 from boltz_mesh.trust.newcomer import NEWCOMER_TRUST
-from boltz_protocol import codec, limits, weights
+from boltz_protocol import clip_indicator, codec, limits, weights
 from boltz_protocol import messages as m
 from boltz_protocol.certificates import der_chain, load_pem_chain
 from boltz_protocol.ids import RoundId
@@ -106,7 +106,7 @@ def fix_roster(
 
     Args:
         roster: check-ins in roster order.
-        plan: the revision that the round runs under.
+        plan: the revision that the round runs under, at the round's clip norm.
         base: the version the clients train from.
         encryption_key: announcement of the key to encrypt for.
         chains: client id -> certificate chain (PEM), in sealed rounds, where clients check peers.
@@ -131,7 +131,7 @@ def fix_roster(
         base_version=base.version,
         model_sha256=base.weights.digest,
         parameters=plan.parameters,
-        lanes=tuple(m.Lane(lane.name, lane.scale) for lane in plan.lanes),
+        lanes=_lanes(plan),
         clip_norm=plan.clip_norm,
         scale=math.ldexp(1.0, encoding.scale_log2),
         bound_l2=encoding.bound_l2,
@@ -152,6 +152,7 @@ def fix_roster(
         created_at_ms=now_ms,
         secure_aggregation=_secure_aggregation(plan) if parameters.is_sealed else None,
         grouping=_grouping(parameters) if parameters.is_grouped else None,
+        clip_indicator="" if plan.adaptive_clipping is None else clip_indicator.LANE,
     )
     terms = release_terms(plan, encoding)
     statement = sign(m.ROUND_CONFIGURATION, codec.encode_round_configuration(configuration))
@@ -170,6 +171,14 @@ def fix_roster(
         ),
         deadline_ms=deadline_ms,
     )
+
+
+def _lanes(plan: Plan) -> tuple[m.Lane, ...]:
+    lanes = tuple(m.Lane(lane.name, lane.scale) for lane in plan.lanes)
+    if plan.adaptive_clipping is None:
+        return lanes
+    scale = plan.adaptive_clipping.indicator_scale(plan.clip_norm)
+    return (*lanes, m.Lane(clip_indicator.LANE, scale))
 
 
 def _until_collected_ms(parameters: RoundParameters) -> int:

@@ -65,7 +65,7 @@ from boltz_mesh.rounds.state import (
 )
 from boltz_mesh.rounds.step import pending
 from boltz_mesh.services.budgets import cost_of
-from boltz_mesh.services.plans import plan_of
+from boltz_mesh.services.clip_norms import plan_in_force
 from boltz_mesh.storage import plans, rounds
 from boltz_mesh.storage.postgres import Connection
 from boltz_mesh.storage.rounds import Round
@@ -168,7 +168,7 @@ class RoundRunner:
             plan = await plans.get_plan(connection, found.model_id, found.plan_revision)
             position = await record.load(connection, self._round_id)
             seen_ms = await record.last_sign_of_life_ms(connection, found)
-            return found, plan_of(plan), position, seen_ms
+            return found, await plan_in_force(connection, plan), position, seen_ms
 
         found, plan, position, seen_ms = await self._parts.database.read("take_over_round", body)
         self._plan, self._model_id, self._position = plan, found.model_id, position

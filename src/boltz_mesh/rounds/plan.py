@@ -15,6 +15,7 @@ from typing import Any, Final, get_args
 
 import msgspec
 
+from boltz_mesh.privacy.adaptive_clip import AdaptiveClipping
 from boltz_mesh.privacy.budget import Budget
 from boltz_mesh.rounds.plan_checks import validate_encoding, validate_plan
 from boltz_mesh.rounds.plan_refusal import refuse
@@ -82,6 +83,7 @@ _TABLES: Final[dict[str, type]] = {
     "server_optimizer": OptimizerPlan,
     "lanes[]": Lane,
     "budget": Budget,
+    "adaptive_clipping": AdaptiveClipping,
 }
 
 
@@ -193,6 +195,9 @@ def _checked(raw: dict[str, Any]) -> Plan:
         server_optimizer=plan.server_optimizer.resolved(),
         secure_aggregation=plan.sealing if plan.is_masked else None,
         centered_radius=radius_of(plan) if plan.rule == "centered-clipping" else None,
+        adaptive_clipping=None
+        if plan.adaptive_clipping is None
+        else plan.adaptive_clipping.resolved(plan.clip_norm),
     )
 
 
@@ -305,6 +310,14 @@ unit = "client"                   # or "client-period": anew for each period, by
 # start = 2026-10-01              # first day (UTC) on which rounds may start; default: any
 # end = 2027-01-01                # the day from which they may not; default: never
 
+# The clip norm follows the norms of the clients' updates, from clip_norm on; off without the table:
+# [adaptive_clipping]
+# quantile = 0.5                  # share of the weight whose updates are to be within the clip norm
+# learning_rate = 0.2             # most that the logarithm of the clip norm moves in a round
+# bit_share = 0.2                 # of the clip norm, for the bit that each client sends along
+# min = 0.001                     # the clip norm stays within these bounds; a thousandth of
+# max = 2.0                       # clip_norm and a thousand times clip_norm where they are left out
+
 [[tensors]]                       # required, once for each tensor, in the order of the vector
 name = "weights"
 shape = [12]
@@ -352,6 +365,6 @@ learning_rate = 1.0
 ridge = 2.0
 
 [[lanes]]                         # numbers beside the delta, clipped and noised with it; none
-name = "train_loss"
+name = "train-loss"
 scale = 0.001                     # what a lane of 1.0 takes of the clip norm
 """

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from boltz_mesh.privacy import accountant
+from boltz_mesh.rounds.plan_clipping import check_adaptive_clipping, check_encodings
 from boltz_mesh.rounds.plan_grouped import check_grouped
 from boltz_mesh.rounds.plan_refusal import refuse
 from boltz_mesh.rounds.plan_rule import check_calibration, check_rule
@@ -43,6 +44,7 @@ def validate_plan(plan: Plan) -> None:
     _check_tensors(plan)
     _check_cohort(plan)
     _check_numbers(plan)
+    check_adaptive_clipping(plan)
     _check_privacy(plan)
     _check_mode(plan)
     check_rule(plan)
@@ -70,6 +72,8 @@ def validate_encoding(plan: Plan) -> Encoding:
         )
         if plan.is_masked:
             check_noise_share(plan, encoding)
+        if plan.adaptive_clipping is not None:
+            check_encodings(plan, encoding)
     except InvalidPlan as error:
         # The encoding speaks of its own arguments; the plan's reader knows the plan's settings.
         setting = _ENCODING_SETTINGS[error.metadata["setting"]]
@@ -90,6 +94,14 @@ def _check_names(plan: Plan) -> None:
             ids.parse_name("region", region)
         except MeshError as error:
             raise refuse(f"regions[{position}]", error.message, "`eu` would do") from error
+    for position, lane in enumerate(plan.lanes):
+        try:
+            ids.parse_name("lane", lane.name)
+        except MeshError as error:
+            # It travels in the signed configuration of every round, which has no other names.
+            raise refuse(
+                f"lanes[{position}].name", error.message, "`train-loss` would do"
+            ) from error
     _unique("tensors", "name", (tensor.name for tensor in plan.tensors))
     _unique("lanes", "name", (lane.name for lane in plan.lanes))
     _unique("regions", "region", plan.regions)

@@ -77,6 +77,13 @@ def check_rule(plan: Plan) -> None:
             f'"{plan.server_optimizer.name}" does not allow',
             '"fedavg" would do, or rule = "weighted-mean"',
         )
+    if plan.adaptive_clipping is not None:
+        raise refuse(
+            "rule",
+            "a term that is shortened takes the bit of adaptive clipping along, which would count "
+            "for less",
+            '"weighted-mean" would do, or no [adaptive_clipping]',
+        )
     tau = radius_of(plan) * plan.clip_norm
     if tau < limits.MIN_CLIP_NORM:
         raise refuse(

@@ -20,6 +20,7 @@ from boltz_mesh.aggregation.server_optimizer import (
     FedYogi,
     ServerOptimizer,
 )
+from boltz_mesh.privacy.adaptive_clip import AdaptiveClipping
 from boltz_mesh.privacy.budget import Budget
 from boltz_protocol import limits
 
@@ -242,7 +243,7 @@ class Lane(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """One number beside the delta (a sample-weighted loss, say), clipped and noised with it."""
 
     name: Annotated[
-        str, Meta(min_length=1, max_length=limits.MAX_NAME_CHARS, examples=["train_loss"])
+        str, Meta(min_length=1, max_length=limits.MAX_NAME_CHARS, examples=["train-loss"])
     ]
     scale: Annotated[
         float,
@@ -305,6 +306,13 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         Privacy,
         Meta(description="none: no noise, and no epsilon is printed", examples=["client-dp"]),
     ]
+    adaptive_clipping: Annotated[
+        AdaptiveClipping | None,
+        Meta(
+            description="the clip norm follows the norms of the updates, from `clip_norm` on",
+            examples=[{"quantile": 0.5}],
+        ),
+    ] = None
     noise_multiplier: Annotated[
         float,
         Meta(
@@ -376,5 +384,5 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     @property
     def coordinates(self) -> int:
-        """Coordinates of an encoded update: parameters, then lanes."""
-        return self.parameters + len(self.lanes)
+        """Coordinates of an encoded update: parameters, then lanes, the clip indicator's last."""
+        return self.parameters + len(self.lanes) + (self.adaptive_clipping is not None)

@@ -91,15 +91,12 @@ class Participation:
 
         public_key = await self._database.read("check_in_client", read_key)
         check_in = self._verified(client_id, public_key, first)
-        # Registered before it is recorded: an older stream of the same session that ends in between
-        # must not check out what this one checks in.
         with self._subscriptions.open(
             client_id, check_in.model_id, check_in.session_id
         ) as subscription:
             reader: asyncio.Task[None] | None = None
             try:
-                await self._record(check_in)
-                subscription.check_in = check_in
+                await self._record(subscription, check_in)
                 sender = Sender(client_id, check_in.session_id, public_key)
                 reader = asyncio.create_task(self._read(subscription, sender, incoming))
                 yield self._welcome()
@@ -131,8 +128,7 @@ class Participation:
                             subscription.session_id,
                         ):
                             raise MalformedMessage("one stream serves one model and one session")
-                        await self._record(renewed)
-                        subscription.check_in = renewed
+                        await self._record(subscription, renewed)
                     case _:
                         await self._sealed.take(sender, message)
         except Exception as error:
@@ -161,13 +157,16 @@ class Participation:
             at_ms=check_in.at_ms,
         )
 
-    async def _record(self, row: check_ins.CheckIn) -> None:
+    async def _record(self, subscription: Subscription, row: check_ins.CheckIn) -> None:
+        subscription.may_stand = (*subscription.may_stand[-1:], row.statement)
+
         async def body(connection: Connection) -> None:
             await plans.get_plan(connection, row.model_id)
             if await check_ins.put_check_in(connection, row) is not None:
                 await self._report_superseded(connection, row)
 
         await self._database.run_tx("check_in", body)
+        subscription.check_in = row
 
     def _validate(self, check_in: m.CheckIn, client_id: ClientId) -> None:
         if check_in.mesh_id != self._keyring.mesh_id or check_in.client_id != client_id:
@@ -226,17 +225,9 @@ class Participation:
 
     async def _check_out(self, subscription: Subscription) -> None:
         async def body(connection: Connection) -> None:
-            # Looked at here, when the connection is at hand: nothing comes between.
-            streams = self._subscriptions.of_model(subscription.model_id)
-            if any(
-                s.client_id == subscription.client_id and s is not subscription for s in streams
-            ):
-                return  # a newer stream of the same session checks in over this one
+            # A newer stream of the same session may check in at this very moment, before or after.
             await check_ins.remove_check_in(
-                connection,
-                subscription.client_id,
-                subscription.model_id,
-                subscription.session_id,
+                connection, subscription.client_id, subscription.model_id, subscription.may_stand
             )
 
         await self._database.run_tx("check_out", body)

@@ -13,8 +13,8 @@ from boltz_mesh.privacy.periods import midnight_ms
 from boltz_mesh.rounds.plan import Plan
 from boltz_mesh.rounds.plan_policy import PrivacyPolicy
 from boltz_mesh.services.budgets import Spending, cost_of, read_spending
+from boltz_mesh.services.clip_norms import plan_in_force
 from boltz_mesh.services.ledger_checks import LedgerChecks
-from boltz_mesh.services.plans import plan_of
 from boltz_mesh.storage import ledger, plans
 from boltz_mesh.storage.postgres import Connection, Database
 from boltz_protocol.ids import ClientId, ModelId
@@ -56,7 +56,8 @@ class PrivacyBudgets:
                 on_model = await read_spending(connection, model_id)
                 wanted = [ClientId(client) for client in sorted(on_model.past())]
             spending = await read_spending(connection, None, wanted)
-            return _Found(plan_of(row), spending, await ledger.read_head(connection, model_id))
+            plan = await plan_in_force(connection, row)
+            return _Found(plan, spending, await ledger.read_head(connection, model_id))
 
         if verify_chain:
             await self._ledger.check_all(model_id)

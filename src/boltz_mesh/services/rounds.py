@@ -11,7 +11,9 @@ from opentelemetry.propagate import inject
 from boltz_mesh.rounds.fact import FactKind
 from boltz_mesh.rounds.plan_policy import PrivacyPolicy, check_policy
 from boltz_mesh.rounds.state import Phase
+from boltz_mesh.services.attempts import configuration_of
 from boltz_mesh.services.budgets import check_cohort, cost_of
+from boltz_mesh.services.clip_norms import clip_norm_after, plan_in_force
 from boltz_mesh.services.clock import Clock
 from boltz_mesh.services.ledger_checks import LedgerChecks
 from boltz_mesh.services.paging import decode_token, encode_token, page_size
@@ -72,7 +74,7 @@ class Rounds:
                     f"{model_id} has no promoted version to start from; publish a first one: "
                     f"boltz-mesh models publish {model_id} FILE --promote"
                 )
-            plan = plan_of(row)
+            plan = await plan_in_force(connection, row)
             check_policy(plan, self._policy)
             now_ms = self._clock()
             await check_cohort(
@@ -192,10 +194,15 @@ async def _shown(connection: Connection, found: Sequence[rows.Round]) -> list[pb
     for row in found:
         plan = plan_of(await plans.get_plan(connection, row.model_id, row.plan_revision))
         counted = stats.get(row.round_id, round_stats.NONE)
+        configuration = None if row.config_statement is None else configuration_of(row)[0]
         metrics: Mapping[str, float] = {}
+        next_clip_norm = 0.0
         if row.new_version is not None:
             made = await models.get_model_version(connection, row.model_id, row.new_version)
             metrics = made.metrics
+            if plan.adaptive_clipping is not None:
+                assert configuration is not None, "a round that made a version had a roster"
+                next_clip_norm = clip_norm_after(plan, configuration, made)
         state = pb.Round(
             round_id=row.round_id,
             model_id=row.model_id,
@@ -216,6 +223,8 @@ async def _shown(connection: Connection, found: Sequence[rows.Round]) -> list[pb
             mode=_MODES[plan.mode],
             started_by=row.started_by,
             noise_multiplier=plan.noise_multiplier,
+            clip_norm=0.0 if configuration is None else configuration.clip_norm,
+            next_clip_norm=next_clip_norm,
         )
         state.trace.traceparent = row.trace_context
         shown.append(state)

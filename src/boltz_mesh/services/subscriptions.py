@@ -34,6 +34,9 @@ class Subscription:
         self.session_id = session_id
         #: The check-in as it was recorded, to record it again after an outage.
         self.check_in: CheckIn | None = None
+        #: Statements that may stand as this stream's check-in: the last one that was recorded, and
+        #: the one that is being recorded.
+        self.may_stand: tuple[bytes, ...] = ()
         #: (round id, attempt) pairs that were offered on this stream.
         self.offered: set[tuple[str, int]] = set()
         #: (round id, attempt, step) of the steps of sealed rounds that were told on this stream.

@@ -6,6 +6,7 @@ does not are pruned, without any clock.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from boltz_mesh.storage.listen import replica_lock
@@ -69,15 +70,21 @@ async def put_check_in(connection: Connection, check_in: CheckIn) -> SessionId |
 
 
 async def remove_check_in(
-    connection: Connection, client_id: ClientId, model_id: ModelId, session_id: SessionId
+    connection: Connection, client_id: ClientId, model_id: ModelId, statements: Sequence[bytes]
 ) -> bool:
-    """Check a session out. Returns whether it was there: a newer session's row stays."""
+    """Check a stream out. Returns whether one of these was its check-in: that of another stream
+    stays, be it of the same session.
+
+    Args:
+        statements: the check-ins that the stream may have recorded last.
+    """
     status = await connection.execute(
         "-- remove_check_in\n"
-        "DELETE FROM check_ins WHERE client_id = $1 AND model_id = $2 AND session_id = $3",
+        "DELETE FROM check_ins"
+        " WHERE client_id = $1 AND model_id = $2 AND statement = ANY($3::bytea[])",
         client_id,
         model_id,
-        session_id,
+        list(statements),
     )
     if affected(status) == 0:
         return False

@@ -152,6 +152,26 @@ async def find_last_ended(
     return None if row is None else _round(row)
 
 
+async def find_last_published(
+    connection: Connection, model_id: ModelId, plan_revision: int
+) -> Round | None:
+    """The round that made a model's newest version under a revision of its plan, if there is one.
+
+    By version, which only grows; clocks may go back.
+    """
+    row = await connection.fetchrow(
+        "-- find_last_published\n"
+        "SELECT a.* FROM federated_models v"
+        " JOIN federated_aggregations a ON a.round_id = v.round_id"
+        " WHERE v.model_id = $1 AND a.plan_revision = $2 AND a.outcome = $3"
+        " ORDER BY v.version DESC LIMIT 1",
+        model_id,
+        plan_revision,
+        RoundOutcome.PUBLISHED,
+    )
+    return None if row is None else _round(row)
+
+
 async def list_open_rounds(connection: Connection) -> list[Round]:
     """Every unfinished round: what a new lease holder recovers."""
     rows = await connection.fetch(

@@ -190,6 +190,9 @@ async def test_a_round_from_the_command_line(
     assert watched.document["phase"] == "PHASE_PUBLISHED"
     shown = await cli.on(mesh, "round", "show", round_id)
     assert "3/3" in shown.out
+    (line,) = [line for line in shown.out.splitlines() if line.startswith(round_id)]
+    assert " 1 " in line
+    assert "->" not in line
     listed = await cli.on(mesh, "round", "ls", model, "--last", "5", "--json")
     assert [row["round_id"] for row in listed.document] == [round_id]
     out = tmp_path / "model.safetensors"
@@ -197,6 +200,27 @@ async def test_a_round_from_the_command_line(
     np.testing.assert_allclose(read_vector(out.read_bytes(), tensors(8)), 0.25, atol=1e-4)
     for stream in streams:
         stream.cancel()
+
+
+async def test_a_round_shows_where_its_clip_norm_goes(
+    cli: Cli, mesh: Mesh, clients: list[RawClient], model: str
+) -> None:
+    await declare(mesh, model, tables="[adaptive_clipping]\nlearning_rate = 1.0\n")
+    streams = [await client.participate(model) for client in clients[:3]]
+    running = asyncio.create_task(cli.on(mesh, "round", "start", model, "--wait"))
+    offers = [await stream.offer() for stream in streams]
+    for client, offer in zip(clients, offers, strict=False):
+        await submit(client, seal(offer, np.full(8, 0.25, np.float32)))
+    # All are within: 1.0 * exp(-0.5).
+    told = "published: version 2 from 3 updates; clip norm 1 -> 0.6065"
+    assert (await running).out.splitlines()[-1] == told
+    round_id = offers[0].configuration.round_id
+    shown = await cli.on(mesh, "round", "show", round_id)
+    assert "1 -> 0.6065" in shown.out
+    (row,) = (await cli.on(mesh, "round", "show", round_id, "--json")).document
+    assert row["clip_norm"] == 1.0
+    assert abs(row["next_clip_norm"] - 0.6065) < 1e-4
+    assert abs(row["metrics"]["clip-indicator"] - 0.5) < 1e-4
 
 
 async def test_a_round_that_is_aborted(cli: Cli, mesh: Mesh, model: str) -> None:

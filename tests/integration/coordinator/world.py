@@ -256,11 +256,14 @@ class World:
         await self.tx(body)
 
     async def check_out(self, plan: Plan, client: TestClient) -> None:
-        await self.tx(
-            lambda connection: check_ins.remove_check_in(
-                connection, client.client_id, ModelId(plan.model), client.session_id
+        async def body(connection: Connection) -> None:
+            row = await check_ins.find_check_in(connection, client.client_id, ModelId(plan.model))
+            assert row is not None
+            await check_ins.remove_check_in(
+                connection, row.client_id, row.model_id, [row.statement]
             )
-        )
+
+        await self.tx(body)
 
     async def upload(
         self,

@@ -27,7 +27,7 @@ def check_in(client: int, session: str = "aa", replica: str = "r1") -> check_ins
         region="eu-west",
         protocol_min=1,
         protocol_max=2,
-        statement=b"statement",
+        statement=f"statement of {session}".encode(),
         at_ms=5,
     )
 
@@ -53,7 +53,8 @@ async def test_the_newest_session_counts(database: Database) -> None:
     found = await tx(database, lambda c: check_ins.find_check_in(c, client_id(0), MODEL))
     assert found == check_in(0, "bb")
     # The older stream ends and checks out; the newer one stays.
-    old, new = SessionId("aa" * 16), SessionId("bb" * 16)
+    old = [check_in(0, "aa").statement, b"recorded, or not"]
+    new = [check_in(0, "bb").statement]
     assert not await tx(database, lambda c: check_ins.remove_check_in(c, client_id(0), MODEL, old))
     assert await tx(database, lambda c: check_ins.remove_check_in(c, client_id(0), MODEL, new))
     assert await tx(database, lambda c: check_ins.find_check_in(c, client_id(0), MODEL)) is None

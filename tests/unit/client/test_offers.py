@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -22,6 +23,7 @@ from boltz_protocol.errors import (
     LimitExceeded,
     MalformedMessage,
     MeshError,
+    NotFinite,
     RoundClosed,
     RoundRefused,
     SignatureInvalid,
@@ -31,6 +33,7 @@ from boltz_protocol.errors import (
 from boltz_protocol.ids import ClientId, ModelId, SessionId
 from boltz_protocol.keys import public_key_der, public_key_id
 from boltz_protocol.statement import Statement, digest, sign_ed25519, sign_rsa_pss
+from boltz_protocol.v1 import aggregator_pb2
 from tests.support import samples, samples_sealed
 from tests.support.keys import (
     NOW,
@@ -168,6 +171,27 @@ def test_a_sealed_offer_is_accepted_with_this_clients_share_of_the_noise() -> No
     assert check(make_offer(Lies(quiet))).noise_share == 0
 
 
+def _spoilt(indicator: str, scale: float) -> Callable[[str, bytes], Statement]:
+    """Signs a configuration with a clip indicator that nobody could write with our own types."""
+
+    def signed(type: str, payload: bytes) -> Statement:
+        message = aggregator_pb2.RoundConfiguration.FromString(payload)
+        message.clip_indicator = indicator
+        message.lanes[-1].scale = scale
+        return sign(type, message.SerializeToString())
+
+    return signed
+
+
+def test_an_offer_with_a_clip_indicator_is_accepted() -> None:
+    for scale in (0.001, 0.2, 1.0):
+        accepted = check(make_offer(Lies(sign=_spoilt("loss", scale))))
+        assert accepted.configuration.indicator_scale == scale
+        assert accepted.configuration.metric_lanes == ()
+        # Its lane is one of the coordinates that were agreed on; the bound is the same.
+        assert accepted.encoding == ENCODING
+
+
 LIES: dict[str, tuple[Lies, type[MeshError]]] = {
     "another signer": (Lies(sign=lambda t, p: sign(t, p, STRANGER)), UnknownKey),
     "another type": (Lies(sign=lambda t, p: sign(m.MODEL_MANIFEST, p)), SignatureInvalid),
@@ -194,6 +218,10 @@ LIES: dict[str, tuple[Lies, type[MeshError]]] = {
     "scale that wraps": (Lies(_with(scale=2.0 ** (ENCODING.scale_log2 + 4))), RoundRefused),
     "noise that wraps": (Lies(_with(noise_multiplier=50.0)), RoundRefused),
     "clip norm changed": (Lies(_with(clip_norm=2.0)), RoundRefused),
+    "an indicator above the clip norm": (Lies(sign=_spoilt("loss", 1.01)), MalformedMessage),
+    "an indicator of nothing": (Lies(sign=_spoilt("loss", 0.0)), MalformedMessage),
+    "an indicator that is not a number": (Lies(sign=_spoilt("loss", math.nan)), NotFinite),
+    "an indicator that is no lane": (Lies(sign=_spoilt("other", 0.2)), MalformedMessage),
     "another client's entry": (Lies(entry=_with(client_id=ClientId("99" * 16))), RoundRefused),
     "an earlier session": (Lies(entry=_with(session_id=SessionId("98" * 16))), RoundRefused),
     "weight above the largest": (Lies(_with(max_weight=9, total_weight=27)), RoundRefused),

@@ -10,11 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from boltz_mesh.coordinator.configure import (
+    FixedRoster,
     capped_weights,
     fix_roster,
     key_needed_until_ms,
 )
-from boltz_mesh.rounds.plan import plan_from_toml
+from boltz_mesh.rounds.plan import Plan, plan_from_toml, validate_encoding
+from boltz_mesh.rounds.plan_clipping import at_clip_norm
 from boltz_mesh.services.attempts import leaf_of
 from boltz_mesh.storage.check_ins import CheckIn
 from boltz_mesh.storage.models import ModelState, ModelVersion, StoredBlob
@@ -100,8 +102,7 @@ epochs = 2
 """
 
 
-def test_a_configuration_commits_to_the_roster() -> None:
-    plan = plan_from_toml(PLAN)
+def fixed_roster(plan: Plan) -> FixedRoster:
     base = ModelVersion(
         model_id=ModelId("m"),
         version=4,
@@ -119,7 +120,7 @@ def test_a_configuration_commits_to_the_roster() -> None:
         promoted_by="ann",
     )
     params = parameters(round_id=RoundId("cd" * 16), model_id="m", base_version=4)
-    fixed = fix_roster(
+    return fix_roster(
         [check_in(7, 10), check_in(3, 8), check_in(5, 8)],
         parameters=params,
         plan=plan,
@@ -130,6 +131,10 @@ def test_a_configuration_commits_to_the_roster() -> None:
         now_ms=5_000,
         sign=sign,
     )
+
+
+def test_a_configuration_commits_to_the_roster() -> None:
+    fixed = fixed_roster(plan_from_toml(PLAN))
     assert fixed.config_digest == digest(fixed.configuration)
     config = codec.parse_round_configuration(fixed.configuration.payload)
     # Trust halves 255 to 128 and 32 (and to even); the cap of 0.6 lowers the first to 96.
@@ -154,6 +159,30 @@ def test_a_configuration_commits_to_the_roster() -> None:
         assert told.check_in.payload == b"spoken"
     assert [event.client for event in fixed.holds] == [e.client_id for e in fixed.entries]
     assert {(e.noise_multiplier, e.sensitivity) for e in fixed.holds} == {(2.0, config.bound_l2)}
+
+
+def test_adaptive_clipping_adds_the_indicators_lane_at_the_rounds_clip_norm() -> None:
+    plan = plan_from_toml(PLAN + "[adaptive_clipping]\nbit_share = 0.25\n")
+    for clip_norm in (0.5, 0.3, 0.0007):
+        moved = at_clip_norm(plan, clip_norm)
+        fixed = fixed_roster(moved)
+        config = codec.parse_round_configuration(fixed.configuration.payload)
+        assert config.clip_norm == clip_norm
+        assert config.clip_indicator == "clip-indicator"
+        assert config.lanes == (
+            m.Lane("loss", 0.1),
+            m.Lane("clip-indicator", 0.25 * clip_norm),
+        )
+        # Scale and bound follow the clip norm, and the hold follows the bound.
+        assert round_encoding(config).coordinates == 12
+        assert config.bound_l2 == validate_encoding(moved).bound_l2
+        assert {hold.sensitivity for hold in fixed.holds} == {config.bound_l2}
+    assert (
+        codec.parse_round_configuration(
+            fixed_roster(plan_from_toml(PLAN)).configuration.payload
+        ).clip_indicator
+        == ""
+    )
 
 
 @pytest.mark.parametrize(

@@ -118,6 +118,26 @@ def test_the_bound(position: int) -> None:
     assert bound == vector["bound_l2"]
 
 
+@pytest.mark.parametrize("vector", vectors("numerics_indicator.json"), ids=lambda v: v["name"])
+def test_the_clip_indicator(vector: Any) -> None:
+    def number(field: Any) -> float:
+        value: float = struct.unpack(">d", bytes.fromhex(field["ieee754"]))[0]
+        return value
+
+    clip_norm, scale = number(vector["clip_norm"]), number(vector["indicator_scale"])
+    values = [struct.unpack(">f", bytes.fromhex(each))[0] for each in vector["values_float32"]]
+    norm = math.hypot(*values, *map(number, vector["scaled_lanes"]))
+    inner = math.sqrt(clip_norm**2 - (scale / 2) ** 2)
+    lane = scale / 2 if norm <= inner else -scale / 2
+    assert inner == pytest.approx(number(vector["inner_clip_norm"]), rel=1e-14)
+    assert min(1, inner / norm) == pytest.approx(number(vector["factor"]), rel=1e-14)
+    assert lane == pytest.approx(scale * vector["bit"])
+    assert math.hypot(min(norm, inner), lane) <= clip_norm * (1 + 1e-15)
+    real = Fraction(lane) * Fraction(vector["weight"], vector["max_weight"])
+    real *= Fraction(2) ** vector["scale_log2"]
+    assert {math.floor(real), math.ceil(real)} == set(vector["lane_integers"])
+
+
 def test_packing() -> None:
     for vector in vectors("numerics_packing.json")["vectors"]:
         packed = b"".join(value.to_bytes(3, "little", signed=True) for value in vector["values"])

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from boltz_mesh.aggregation.server_optimizer import FedAdam, FedAvg, FedAvgM, FedYogi
+from boltz_mesh.privacy.adaptive_clip import AdaptiveClipping
 from boltz_mesh.privacy.budget import Budget
 from boltz_mesh.rounds.plan import (
     Cohort,
@@ -82,7 +83,13 @@ def plans(draw: st.DrawFn) -> Plan:
             max=draw(st.integers(target, 80)),
             over_selection=draw(st.floats(1, 10)),
         ),
-        clip_norm=draw(POSITIVE),
+        clip_norm=(clip_norm := draw(POSITIVE)),
+        adaptive_clipping=draw(
+            st.none()
+            | st.builds(
+                AdaptiveClipping, quantile=st.floats(0.01, 0.99), bit_share=st.floats(0.01, 1)
+            ).map(lambda given: given.resolved(clip_norm))
+        ),
         privacy="client-dp" if private else "none",
         noise_multiplier=draw(st.floats(2, 20)) if private else 0.0,
         budget=Budget(draw(st.floats(5, 50)), 1e-6) if private else None,
@@ -173,7 +180,16 @@ def test_the_example_is_a_plan_and_its_encoding_fits() -> None:
 def test_the_example_names_every_setting_and_shows_the_defaults() -> None:
     text = example_plan()
     plan = plan_from_toml(text)
-    for kind in (Plan, Cohort, TensorSpec, Lane, OptimizerPlan, Budget, SecureAggregationPlan):
+    for kind in (
+        Plan,
+        Cohort,
+        TensorSpec,
+        Lane,
+        OptimizerPlan,
+        Budget,
+        SecureAggregationPlan,
+        AdaptiveClipping,
+    ):
         for field in kind.__annotations__:
             assert field in text, field
     for field in Deadlines.__struct_fields__:

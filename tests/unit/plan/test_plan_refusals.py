@@ -79,6 +79,7 @@ REFUSED = [
     (small().replace('"w"', '"a\\u0000b"'), "tensors[0].name", "`weights` would do"),
     (small().replace('"w"', '""'), "tensors[0].name", '"weights" would do'),
     (small(tables="[[tensors]]\nname = 'w'\nshape = []"), "tensors", "comes twice"),
+    (small(tables="[[lanes]]\nname='a_b'\nscale=1"), "lanes[0].name", "`train-loss` would do"),
     (
         small(tables="[[lanes]]\nname='x'\nscale=1\n[[lanes]]\nname='x'\nscale=1"),
         "lanes",

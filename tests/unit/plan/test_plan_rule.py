@@ -90,6 +90,7 @@ REFUSED = [
         "centered_radius",
         "1.0 would do",
     ),
+    (small(top=CENTERED, tables="[adaptive_clipping]"), "rule", "or no [adaptive_clipping]"),
     # 4 * sqrt(100) = 40 clients would have to share the noise of a mean.
     (private(CENTERED, size=100), "rule", "cohort.min = 40 would do"),
 ]

@@ -64,6 +64,9 @@ REFUSED: list[tuple[Callable[[], Any], dict[str, Any], type[MeshError]]] = [
     ),
     (samples.configuration, {"clip_norm": math.nan}, NotFinite),
     (samples.configuration, {"clip_norm": 0.0}, MalformedMessage),
+    (samples.configuration, {"clip_indicator": "other"}, MalformedMessage),
+    (samples.configuration, {"clip_indicator": "loss", "lanes": ()}, MalformedMessage),
+    (samples.configuration, {"clip_indicator": "loss", "clip_norm": 0.4}, MalformedMessage),
     (samples.configuration, {"scale": math.inf}, NotFinite),
     (samples.configuration, {"scale": 1000.0}, MalformedMessage),
     (samples.configuration, {"scale": -1024.0}, MalformedMessage),
@@ -165,3 +168,14 @@ def test_counts_of_coordinates() -> None:
     assert samples.configuration().coordinates == 8
     assert samples.manifest().parameters == 7
     assert replace(samples.configuration(), privacy="none", noise_multiplier=0.0).privacy == "none"
+
+
+def test_trainers_see_nothing_of_the_clip_indicator() -> None:
+    plain = samples.configuration()
+    assert (plain.metric_lanes, plain.indicator_scale) == (plain.lanes, 0.0)
+    assert plain.delta_clip_norm == plain.clip_norm
+    lanes = (*plain.lanes, m.Lane("within", 0.2))
+    adaptive = replace(plain, lanes=lanes, clip_indicator="within")
+    assert (adaptive.metric_lanes, adaptive.indicator_scale) == (plain.lanes, 0.2)
+    assert adaptive.delta_clip_norm == pytest.approx(math.sqrt(1 - 0.01))
+    assert adaptive.coordinates == plain.coordinates + 1

@@ -473,6 +473,7 @@ class RoundConfiguration(_message.Message):
     PROTOCOL_VERSION_FIELD_NUMBER: _builtins.int
     SECURE_AGGREGATION_FIELD_NUMBER: _builtins.int
     GROUPING_FIELD_NUMBER: _builtins.int
+    CLIP_INDICATOR_FIELD_NUMBER: _builtins.int
     mesh_id: _builtins.str
     """Name of the mesh. Set by the server."""
     round_id: _builtins.str
@@ -492,7 +493,7 @@ class RoundConfiguration(_message.Message):
     parameters: _builtins.int
     """Number of parameters, without lanes. Set by the plan."""
     clip_norm: _builtins.float
-    """L2 bound C of delta and scaled lanes taken together, finite, above zero. Set by the plan."""
+    """L2 bound C of delta and scaled lanes taken together, finite, above zero. Set by the plan, or with adaptive clipping by the server."""
     scale: _builtins.float
     """Integer units per 1.0; a power of two. Set by the server."""
     bound_l2: _builtins.int
@@ -527,6 +528,10 @@ class RoundConfiguration(_message.Message):
     """When it was signed, Unix time in milliseconds. Set by the server."""
     protocol_version: _builtins.int
     """Protocol version of the round. Set by the server."""
+    clip_indicator: _builtins.str
+    """Name of the lane that holds the clip indicator, which is the last of `lanes`; empty where there is none. The client fills this
+    lane itself, and clips what goes before it to a little less than `clip_norm` (see docs/partners.md). Set by the plan.
+    """
     @_builtins.property
     def lanes(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Lane]:
         """Metrics that ride behind the parameters. Set by the plan."""
@@ -582,10 +587,11 @@ class RoundConfiguration(_message.Message):
         protocol_version: _builtins.int = ...,
         secure_aggregation: Global___SecureAggregation | None = ...,
         grouping: Global___Grouping | None = ...,
+        clip_indicator: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["encryption_key", b"encryption_key", "grouping", b"grouping", "secure_aggregation", b"secure_aggregation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "base_version", b"base_version", "bound_l2", b"bound_l2", "chunk_coordinates", b"chunk_coordinates", "clip_norm", b"clip_norm", "created_at_ms", b"created_at_ms", "deadline_ms", b"deadline_ms", "delta", b"delta", "encryption_key", b"encryption_key", "epsilon_budget", b"epsilon_budget", "grouping", b"grouping", "hyperparameters_json", b"hyperparameters_json", "lanes", b"lanes", "max_weight", b"max_weight", "mesh_id", b"mesh_id", "min_survivors", b"min_survivors", "mode", b"mode", "model_id", b"model_id", "model_sha256", b"model_sha256", "noise_multiplier", b"noise_multiplier", "optimizer_state_sha256", b"optimizer_state_sha256", "parameters", b"parameters", "plan_revision", b"plan_revision", "privacy", b"privacy", "protocol_version", b"protocol_version", "roster_root", b"roster_root", "roster_size", b"roster_size", "round_id", b"round_id", "scale", b"scale", "secure_aggregation", b"secure_aggregation", "suite", b"suite", "total_weight", b"total_weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "base_version", b"base_version", "bound_l2", b"bound_l2", "chunk_coordinates", b"chunk_coordinates", "clip_indicator", b"clip_indicator", "clip_norm", b"clip_norm", "created_at_ms", b"created_at_ms", "deadline_ms", b"deadline_ms", "delta", b"delta", "encryption_key", b"encryption_key", "epsilon_budget", b"epsilon_budget", "grouping", b"grouping", "hyperparameters_json", b"hyperparameters_json", "lanes", b"lanes", "max_weight", b"max_weight", "mesh_id", b"mesh_id", "min_survivors", b"min_survivors", "mode", b"mode", "model_id", b"model_id", "model_sha256", b"model_sha256", "noise_multiplier", b"noise_multiplier", "optimizer_state_sha256", b"optimizer_state_sha256", "parameters", b"parameters", "plan_revision", b"plan_revision", "privacy", b"privacy", "protocol_version", b"protocol_version", "roster_root", b"roster_root", "roster_size", b"roster_size", "round_id", b"round_id", "scale", b"scale", "secure_aggregation", b"secure_aggregation", "suite", b"suite", "total_weight", b"total_weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1821,6 +1827,8 @@ class Round(_message.Message):
     STARTED_BY_FIELD_NUMBER: _builtins.int
     NOISE_MULTIPLIER_FIELD_NUMBER: _builtins.int
     TRACE_FIELD_NUMBER: _builtins.int
+    CLIP_NORM_FIELD_NUMBER: _builtins.int
+    NEXT_CLIP_NORM_FIELD_NUMBER: _builtins.int
     round_id: _builtins.str
     """Random id, 32 hex digits. Set by the server."""
     model_id: _builtins.str
@@ -1857,6 +1865,12 @@ class Round(_message.Message):
     """Who started it. Set by the server."""
     noise_multiplier: _builtins.float
     """Noise multiplier charged; 0 where `privacy` is "none". Set by the plan."""
+    clip_norm: _builtins.float
+    """L2 bound C of one client's delta and scaled lanes in this round; 0 until its roster is fixed. Set by the server."""
+    next_clip_norm: _builtins.float
+    """With adaptive clipping, once the round is published: the bound that follows from it for the next round under the same revision of
+    the plan; 0 otherwise. Set by the server.
+    """
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Metrics of the lanes: noised means over the survivors, by name. Set by the server."""
@@ -1888,10 +1902,12 @@ class Round(_message.Message):
         started_by: _builtins.str = ...,
         noise_multiplier: _builtins.float = ...,
         trace: _common_pb2.TraceContext | None = ...,
+        clip_norm: _builtins.float = ...,
+        next_clip_norm: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["trace", b"trace"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "base_version", b"base_version", "bytes_up", b"bytes_up", "deadline_ms", b"deadline_ms", "dropped", b"dropped", "ended_at_ms", b"ended_at_ms", "metrics", b"metrics", "min_survivors", b"min_survivors", "mode", b"mode", "model_id", b"model_id", "new_version", b"new_version", "noise_multiplier", b"noise_multiplier", "phase", b"phase", "reason", b"reason", "received", b"received", "round_id", b"round_id", "selected", b"selected", "started_at_ms", b"started_at_ms", "started_by", b"started_by", "trace", b"trace"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "base_version", b"base_version", "bytes_up", b"bytes_up", "clip_norm", b"clip_norm", "deadline_ms", b"deadline_ms", "dropped", b"dropped", "ended_at_ms", b"ended_at_ms", "metrics", b"metrics", "min_survivors", b"min_survivors", "mode", b"mode", "model_id", b"model_id", "new_version", b"new_version", "next_clip_norm", b"next_clip_norm", "noise_multiplier", b"noise_multiplier", "phase", b"phase", "reason", b"reason", "received", b"received", "round_id", b"round_id", "selected", b"selected", "started_at_ms", b"started_at_ms", "started_by", b"started_by", "trace", b"trace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -151,7 +151,8 @@ def progress_line(state: pb.Round) -> str:
         case pb.PHASE_COLLECTING:
             return f"{phase}: {state.received} of {state.selected} updates, {state.dropped} dropped"
         case pb.PHASE_PUBLISHED:
-            return f"{phase}: version {state.new_version} from {state.received} updates"
+            line = f"{phase}: version {state.new_version} from {state.received} updates"
+            return f"{line}; clip norm {clip_norm(state)}" if state.next_clip_norm else line
         case pb.PHASE_ABORTED:
             return f"{phase}: {state.reason}"
         case _:
@@ -161,6 +162,14 @@ def progress_line(state: pb.Round) -> str:
 def phase_name(state: pb.Round) -> str:
     """`PHASE_COLLECTING` as `collecting`."""
     return enum_name(pb.Phase.Name(state.phase), "PHASE_")
+
+
+def clip_norm(state: pb.Round) -> str:
+    """The clip norm of a round, and with adaptive clipping the one that follows from it."""
+    if not state.clip_norm:
+        return "-"
+    follows = f" -> {state.next_clip_norm:.4g}" if state.next_clip_norm else ""
+    return f"{state.clip_norm:.4g}{follows}"
 
 
 def _end(state: pb.Round, connect: Connect) -> int:
@@ -184,6 +193,7 @@ def _print(rounds: list[pb.Round], connect: Connect) -> None:
             ">updates",
             ">seconds",
             ">up",
+            ">clip norm",
             "started",
             "note",
         ],
@@ -199,6 +209,7 @@ def _print(rounds: list[pb.Round], connect: Connect) -> None:
                 if state.phase in _ENDED
                 else "-",
                 size(state.bytes_up),
+                clip_norm(state),
                 when(state.started_at_ms),
                 state.reason,
             )
