@@ -7,11 +7,12 @@ Durability is switched off here; what depends on it makes an `EmbeddedPostgres` 
 from __future__ import annotations
 
 import secrets
+import tempfile
 from collections.abc import AsyncIterator
+from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
-import pytest
 import pytest_asyncio
 
 from boltz_mesh.app.embedded_postgres import EmbeddedPostgres
@@ -37,14 +38,16 @@ async def execute(url: str, sql: str) -> None:
 
 
 @pytest_asyncio.fixture(scope="session")
-async def postgres(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[EmbeddedPostgres]:
+async def postgres() -> AsyncIterator[EmbeddedPostgres]:
     """The session's server. Its `url` is an empty database that nobody should use."""
-    folder = tmp_path_factory.mktemp("pg")
-    server = EmbeddedPostgres(folder, settings=QUICK, initdb_sync=False)
-    async with server:
-        await execute(server.url, f"CREATE DATABASE {_TEMPLATE}")
-        await migrate(with_database(server.url, _TEMPLATE))
-        yield server
+    # Not below pytest's own folder, which the next session of the same user closes to others: the
+    # server is another user where the tests are root's.
+    with tempfile.TemporaryDirectory(prefix="boltz-tests-") as folder:
+        server = EmbeddedPostgres(Path(folder), settings=QUICK, initdb_sync=False)
+        async with server:
+            await execute(server.url, f"CREATE DATABASE {_TEMPLATE}")
+            await migrate(with_database(server.url, _TEMPLATE))
+            yield server
 
 
 @pytest_asyncio.fixture
