@@ -210,7 +210,7 @@ async def _budget(options: argparse.Namespace) -> int:
         charged = len(await asyncio.to_thread(client.ledger.events, model_id))
     of_mesh = {name: getattr(mesh, name) for name in Budget.__slots__}
     scope = f"at delta {delta:g}, unit: client; relation: {mesh.relation}"
-    period = f"of {mesh.period}, unit: {mesh.unit}: " if mesh.period else ""
+    period = f"of {mesh.period}: " if mesh.period else ""
     _print(
         options,
         {
@@ -227,7 +227,8 @@ async def _budget(options: argparse.Namespace) -> int:
         f"charged ({scope})\n"
         f"budget:     {period}epsilon {_epsilon(mesh.epsilon_spent)} spent, "
         f"{_epsilon(mesh.epsilon_held)} with what is held, "
-        f"of {_epsilon(mesh.epsilon_budget) if mesh.delta else 'no budget'}\n"
+        f"of {_epsilon(mesh.epsilon_budget) if mesh.delta else 'no budget'} "
+        f"(at delta {delta:g}, unit: {mesh.unit}; relation: {mesh.relation})\n"
         "The own ledger charges every update before it is sent, the mesh every release. The "
         f"model's ledger has {mesh.chain_length} events, ending in {mesh.chain_head.hex()}.",
     )

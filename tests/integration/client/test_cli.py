@@ -175,7 +175,8 @@ def test_the_own_ledger_beside_the_meshs(
     code, out, _ = run(capsys, "budget", MODEL, "--store", store)
     assert (code, "own ledger: epsilon 0.000, 0 rounds" in out) == (cli.OK, True)
     assert "the mesh's: epsilon 1.750, 3 rounds charged (at delta" in out
-    assert "of 2026-10-01/2027-01-01, unit: client-period: epsilon 1.500 spent" in out
+    assert "budget:     of 2026-10-01/2027-01-01: epsilon 1.500 spent" in out
+    assert "(at delta 1e-05, unit: client-period; relation: contribution-set-to-zero)" in out
     assert f"7 events, ending in {'ab' * 32}" in out
     weights = tmp_path / "weights.safetensors"
     weights.write_bytes(encode_model(served.mesh.tensors, np.full(8, 0.25, dtype=np.float32)))

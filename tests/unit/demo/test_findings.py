@@ -37,7 +37,7 @@ def test_the_price_of_privacy_is_said_as_it_is(private: float, words: str) -> No
     results = _results(federated=0.2400, federated_dp=private)
     (sentence,) = findings(results, [], privacy())
     assert words in sentence
-    assert "epsilon 2" in sentence
+    assert "Epsilon 2 (at delta 1e-05, one desk, its contribution set to zero" in sentence
     assert findings(results, [], None) == ()
 
 

@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import Final
 
 from boltz_mesh.app.demo.report import ROW_WORDS, Interval, Privacy, Report, Result, RoundRecord
+from boltz_mesh.app.demo.settings import SCOPE
 from boltz_mesh.app.figures.svg import WIDTH, Drawing, Scale, padded, spread, ticks
 
 #: Lines of the figure by year: what a reader compares; more lines would hide each other.
@@ -177,16 +178,16 @@ def epsilon_chart(privacy: Privacy) -> str:
     drawing = Drawing(
         "epsilon",
         "Epsilon spent after each round of a training run",
-        "For one desk: " + ", ".join(f"{value:.2f}" for value in spent) + ".",
+        f"Epsilon {SCOPE}: " + ", ".join(f"{value:.2f}" for value in spent) + ".",
         bottom + 46,
     )
     scale = Scale(0.0, max(spent) * 1.12, bottom, top)
-    drawing.y_axis(scale, left, right, f"epsilon at delta {privacy.delta:g}", 1)
+    drawing.y_axis(scale, left, right, f"epsilon {SCOPE}", 1)
     slot = (right - left) / len(spent)
     width = min(64.0, slot * 0.6)
     for position, value in enumerate(spent):
         center = left + slot * (position + 0.5)
-        tip = f"after round {position + 1}: epsilon {value:.3f}"
+        tip = f"after round {position + 1}: epsilon {value:.3f} {SCOPE}"
         top_y = scale(value)
         drawing.rect(
             center - width / 2, top_y, width=width, height=bottom - top_y, css="bar dp", tip=tip

@@ -24,6 +24,7 @@ from boltz_mesh.app.demo.report import (
     Sealing,
     Transfer,
 )
+from boltz_mesh.app.demo.settings import SCOPE
 
 #: What a round's line tells of its phases: three stretches, the last two on the critical path.
 _STRETCHES: Final = {
@@ -116,7 +117,8 @@ def opening_line(task: DemoTask) -> str:
     noise = (
         "without noise"
         if task.preset.epsilon is None
-        else f"each without noise and {len(task.seeds)} times at epsilon {task.preset.epsilon:g}"
+        else f"each without noise and {len(task.seeds)} times with noise, "
+        f"epsilon {task.preset.epsilon:g} ({SCOPE})"
     )
     years = f"{len(task.origins)} tested year{'s' if len(task.origins) > 1 else ''}"
     return (

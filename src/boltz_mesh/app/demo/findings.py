@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from boltz_mesh.app.demo.report import Interval, Privacy, Result
+from boltz_mesh.app.demo.settings import SCOPE
 
 Results = Mapping[str, Result]
 
@@ -28,7 +29,7 @@ def findings(
     sentences = [_comparison(i) for i in intervals if i.worse != "federated_dp"]
     cost = _relative(results, "federated_dp", "federated")
     if cost is not None and privacy is not None:
-        epsilon, moved = f"Privacy at epsilon {privacy.epsilon:.2g}", f"{100 * abs(cost):.1f}%"
+        epsilon, moved = f"Epsilon {privacy.epsilon:.2g} ({SCOPE})", f"{100 * abs(cost):.1f}%"
         if abs(cost) < UNSEEN:
             sentences.append(f"{epsilon} cost nothing that can be seen: less than 0.1% of error.")
         elif cost > 0:

@@ -13,6 +13,7 @@ from typing import Final
 from boltz_mesh.app.demo import charts
 from boltz_mesh.app.demo.guarantees import counted_on
 from boltz_mesh.app.demo.report import ROW_WORDS, Privacy, Report, Sealing
+from boltz_mesh.app.demo.settings import SCOPE
 from boltz_mesh.app.figures import page_style
 
 #: Shown in the page at most; `report.json` has every round.
@@ -58,7 +59,7 @@ def _header(report: Report) -> str:
     noise = (
         "without noise"
         if report.privacy is None
-        else f"at epsilon {report.privacy.epsilon:.2g} for a desk"
+        else f"at epsilon {report.privacy.epsilon:.2g} ({SCOPE})"
     )
     lead = (
         f"{s.brokers} brokers, each a process of its own with its own stock's prices, trained one "
@@ -87,7 +88,7 @@ def _tiles(report: Report) -> Iterable[tuple[str, str, str]]:
     if report.privacy is not None:
         yield (
             f"{report.privacy.epsilon:.2f}",
-            f"epsilon at delta {report.privacy.delta:g}, for one desk and one training run",
+            f"epsilon, {SCOPE}",
             "dp",
         )
     yield (

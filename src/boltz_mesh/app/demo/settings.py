@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from boltz_mesh.app.demo.data import DateArray, MarketDataInvalid
+from boltz_mesh.privacy.mechanisms import RELATION_WORDS
 
 ModelKind = Literal["linear", "mlp"]
 TrainerKind = Literal["numpy", "torch"]
@@ -119,6 +120,10 @@ class Preset:
 
 
 DELTA: Final = 1e-5
+#: What every epsilon of the demo is about, unless it says otherwise.
+SCOPE: Final = (
+    f"at delta {DELTA:g}, one desk, {RELATION_WORDS['contribution-set-to-zero']}, one training run"
+)
 #: `--clients`, for the usual 20 brokers.
 PRESET_60: Final = Preset(QUARTERS_3, 4, 0.08, 2.0, 2.0, 3.98)
 PRESET_300: Final = Preset(QUARTERS_15, 8, 0.04, 4.0, 1.0, 10.55)

@@ -175,7 +175,8 @@ class Training:
         if charged != (self.task.preset.rounds, 0) or budget.epsilon_spent > budget.epsilon_budget:
             raise StateConflict(
                 f"the ledger of {run.model_id} has {charged[0]} rounds with epsilon "
-                f"{budget.epsilon_spent:g}, and room for {charged[1]} more"
+                f"{budget.epsilon_spent:g} at delta {budget.delta:g} (unit: {budget.unit}; "
+                f"relation: {budget.relation}), and room for {charged[1]} more"
             )
 
     async def _round(self, run: TrainingRun, number: int) -> tuple[Float32Array, int]:
