@@ -91,6 +91,8 @@ class Participation:
 
         public_key = await self._database.read("check_in_client", read_key)
         check_in = self._verified(client_id, public_key, first)
+        # Registered before it is recorded, so that an older stream that ends in between leaves its
+        # row to this one.
         with self._subscriptions.open(
             client_id, check_in.model_id, check_in.session_id
         ) as subscription:
@@ -225,7 +227,14 @@ class Participation:
 
     async def _check_out(self, subscription: Subscription) -> None:
         async def body(connection: Connection) -> None:
-            # A newer stream of the same session may check in at this very moment, before or after.
+            # A newer stream of the client checks in over this one, and learns from the row that is
+            # there whether it is another session. It may also do so at this very moment, so that no
+            # row but this stream's own is removed.
+            streams = self._subscriptions.of_model(subscription.model_id)
+            if any(
+                s.client_id == subscription.client_id and s is not subscription for s in streams
+            ):
+                return
             await check_ins.remove_check_in(
                 connection, subscription.client_id, subscription.model_id, subscription.may_stand
             )
