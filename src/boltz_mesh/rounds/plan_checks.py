@@ -204,8 +204,7 @@ def _check_privacy(plan: Plan) -> None:
     if plan.noise_multiplier < least:
         raise refuse(
             "noise_multiplier",
-            f"at {plan.noise_multiplier} one round already costs more than the budget of "
-            f"epsilon {budget.epsilon:g} at delta {budget.delta:g}",
+            f"at {plan.noise_multiplier} one round already costs more than the budget, {budget}",
             f"{math.ceil(least * 1000) / 1000:.3f} would do for one round, and "
             f"{math.ceil(least * math.sqrt(10) * 1000) / 1000:.3f} for ten",
         )
