@@ -146,8 +146,8 @@ def noise_for(federation: Federation, epsilon: float, rounds: int) -> float:
             else f"an epsilon of {_up(epsilon_for(federation, most, 1))} for one round would do"
         )
         raise InvalidPlan(
-            f"rounds {rounds} within epsilon {epsilon:g} need a noise_multiplier of {noise:.4g}, "
-            f"and a plan has at most {most:g}; {would_do}",
+            f"rounds {rounds} within epsilon {epsilon:g} ({_scope(federation)}) need a "
+            f"noise_multiplier of {noise:.4g}, and a plan has at most {most:g}; {would_do}",
             setting="rounds",
         )
     return noise
@@ -166,7 +166,8 @@ def rounds_for(federation: Federation, epsilon: float, noise_multiplier: float) 
         raise InvalidPlan(
             f"noise_multiplier {noise_multiplier:g} is too little: one round costs "
             f"{f'epsilon {one:.4g}' if math.isfinite(one) else 'more epsilon than can be told'}, "
-            f"and {epsilon:g} are allowed; {_up(noise_for(federation, epsilon, 1))} would do",
+            f"and {epsilon:g} are allowed ({_scope(federation)}); "
+            f"{_up(noise_for(federation, epsilon, 1))} would do",
             setting="noise_multiplier",
         )
     return rounds
@@ -229,6 +230,10 @@ def _up(value: float) -> str:
     """Four significant digits, never below the value."""
     digits = 3 - math.floor(math.log10(value))
     return f"{math.ceil(value * 10.0**digits) / 10.0**digits:.{max(0, digits)}f}"
+
+
+def _scope(federation: Federation) -> str:
+    return f"at delta {federation.delta:g}; unit: one client; relation: contribution set to zero"
 
 
 def _require_epsilon(value: float) -> None:

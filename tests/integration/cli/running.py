@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.support.epsilons import check_output
 from tests.support.mesh import Mesh
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -41,7 +42,9 @@ def environment() -> dict[str, str]:
 
 
 class Cli:
-    """Commands of one zygote. Whatever happens, nobody is shown a traceback."""
+    """Commands of one zygote. Whatever happens, nobody is shown a traceback, or an epsilon without
+    its unit, relation and delta.
+    """
 
     def __init__(self, process: asyncio.subprocess.Process, folder: Path) -> None:
         self._process = process
@@ -67,6 +70,8 @@ class Cli:
         code = await asyncio.wait_for(ended, 60)
         result = Result(code, (folder / "out").read_text(), (folder / "err").read_text())
         assert "Traceback" not in result.out + result.err, result.err
+        check_output(result.out)
+        check_output(result.err)
         return result
 
     async def on(self, mesh: Mesh, *arguments: str, stdin: str = "") -> Result:

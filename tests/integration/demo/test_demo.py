@@ -30,6 +30,7 @@ from boltz_mesh.app.demo.training import confirm
 from boltz_mesh.privacy import accountant
 from boltz_protocol.errors import StateConflict
 from boltz_protocol.v1 import aggregator_pb2 as pb
+from tests.support.epsilons import check_document, check_page
 from tests.unit.demo import samples
 from tests.unit.demo.worlds import price_table, write_folder
 
@@ -130,6 +131,8 @@ def test_it_trains_through_the_mesh_and_reports_what_came_out(
     page = (out / "report.html").read_text()
     HTMLParser().feed(page)
     assert rounds[0]["round_id"] in page
+    assert check_page(page) > 5
+    assert check_document(report) > 3
 
     assert "epsilon 4.00 at delta 1e-05" in printed
     assert "the model store confirms every round and digest" in printed

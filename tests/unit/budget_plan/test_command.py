@@ -48,7 +48,7 @@ def test_how_much_noise(capsys: pytest.CaptureFixture[str]) -> None:
     assert answer["epsilon_replace_one"]["epsilon"] == epsilon_replace_one(noise, 100)
     assert answer["epsilon_replace_one"]["relation"] == "contribution-replaced"
     told = every_epsilon(answer)
-    assert len(told) == 3
+    assert len(told) == 4
     assert all(part["unit"] == "client" and part["delta"] == 1e-6 for part in told)
     assert answer["epsilon_by_rounds"]["relation"] == "contribution-set-to-zero"
     assert answer["error_of_mean"]["coordinate_std"] == pytest.approx(noise / 60)

@@ -17,6 +17,7 @@ from boltz_mesh.app.privacy_audit.options import AuditOptions
 from boltz_mesh.app.privacy_audit.report import AuditReport, Ledger, report_of, to_json
 from boltz_mesh.app.privacy_audit.trial import LedgerFigure
 from boltz_protocol.gaussian_dp import mu_of
+from tests.support.epsilons import check_text
 
 SEED = 20261124
 FIGURE = LedgerFigure(5.0, 1e-5, "client", "contribution-set-to-zero")
@@ -49,7 +50,9 @@ def shown(made: AuditReport) -> str:
     console = Console(file=io.StringIO(), width=240)
     Display(console).show(made)
     assert isinstance(console.file, io.StringIO)
-    return console.file.getvalue()
+    text = console.file.getvalue()
+    assert check_text(text) > 1
+    return text
 
 
 def test_a_right_ledger_holds() -> None:

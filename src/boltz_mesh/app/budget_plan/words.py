@@ -78,7 +78,8 @@ def plan_toml(outlook: Outlook) -> str:
         budget = float(number(outlook.epsilon))
     lines = [f'mode = "{federation.mode}"', f"clip_norm = {federation.clip_norm!r}"]
     lines += ['privacy = "client-dp"', f"noise_multiplier = {outlook.noise_multiplier!r}"]
-    lines += ["[budget]", f"epsilon = {budget!r}", f"delta = {federation.delta!r}"]
+    lines += ["[budget]  # one client's contribution set to zero"]
+    lines += [f"epsilon = {budget!r}", f"delta = {federation.delta!r}", 'unit = "client"']
     lines += ["[cohort]", f"min = {federation.survivors}"]
     lines += [f"target = {federation.clients}", f"max = {federation.clients}"]
     return "\n".join(lines) + "\n"
@@ -91,7 +92,9 @@ def document(outlook: Outlook, tradeoff: Tradeoff, comparison: Comparison | None
     made: dict[str, Any] = {
         "noise_multiplier": outlook.noise_multiplier,
         "rounds": outlook.rounds,
-        "epsilon_allowed": outlook.asked_epsilon,
+        "epsilon_allowed": None
+        if outlook.asked_epsilon is None
+        else {"epsilon": outlook.asked_epsilon, **one},
         "epsilon": {"epsilon": outlook.epsilon, **one},
         "epsilon_replace_one": {
             "epsilon": _told(outlook.epsilon_replace_one),

@@ -211,8 +211,8 @@ def _privacy(privacy: Privacy | None, figures: dict[str, str]) -> str:
         f"each desk adds its share, in {privacy.rounds} rounds; noise multiplier "
         f"{privacy.noise_multiplier:.4g}, delta {privacy.delta:g}. Counted on is "
         f"{counted_on(privacy)}.",
-        figures.get("epsilon", ""),
         _table(("protected", ">epsilon"), cells),
+        figures.get("epsilon", ""),
         _list(privacy.statements) if privacy.statements else "",
     )
 

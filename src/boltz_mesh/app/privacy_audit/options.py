@@ -75,7 +75,8 @@ class AuditOptions:
             enough = next(n for n in range(self.trials, MAX_TRIALS + 1) if self._can_see(n))
             raise ConfigurationError(
                 f"--trials {self.trials}: {self.trials * self.canaries} coins could not prove more "
-                f"than epsilon {self.epsilon:g} even where every guess is right, so that the audit "
+                f"than epsilon {self.epsilon:g} (at delta {DELTA:g}; unit: one client; relation: "
+                "its contribution set to zero) even where every guess is right, so that the audit "
                 f"would say nothing; {max(enough, DEFAULT_TRIALS)} would do, at least {enough}",
                 setting="--trials",
             )

@@ -46,6 +46,9 @@ class Bound(msgspec.Struct, frozen=True, kw_only=True):
 
     method: Method
     epsilon: float
+    delta: float
+    unit: str
+    relation: str
     guesses: int
     right: int
     assumption: str
@@ -130,8 +133,8 @@ def report_of(
     told = Ledger(
         epsilon=ledger.epsilon, delta=ledger.delta, unit=ledger.unit, relation=ledger.relation
     )
-    with_noise = findings_of(noised, guesses, ledger.delta)
-    without = findings_of(bare, bare.pairs, ledger.delta)
+    with_noise = findings_of(noised, guesses, told)
+    without = findings_of(bare, bare.pairs, told)
     verdict = verdict_of(told, with_noise, without)
     return AuditReport(
         mode=options.mode,
@@ -151,8 +154,9 @@ def report_of(
     )
 
 
-def findings_of(outcome: Outcome, guesses: int, delta: float) -> Findings:
-    """Both bounds."""
+def findings_of(outcome: Outcome, guesses: int, ledger: Ledger) -> Findings:
+    """Both bounds, at the ledger's delta, unit and relation."""
+    delta = ledger.delta
     errors = outcome.errors()
     right = outcome.surest_right(guesses)
     epsilons: dict[Method, tuple[float, int, int]] = {
@@ -170,6 +174,9 @@ def findings_of(outcome: Outcome, guesses: int, delta: float) -> Findings:
             Bound(
                 method=method,
                 epsilon=epsilon,
+                delta=delta,
+                unit=ledger.unit,
+                relation=ledger.relation,
                 guesses=counted,
                 right=hits,
                 assumption=ASSUMPTIONS[method],
