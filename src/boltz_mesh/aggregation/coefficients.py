@@ -60,7 +60,7 @@ def smallest(values: Float64Array, errors: Float64Array, count: int) -> Float64A
 
 
 def mixing(gram: Float64Array, weights: Float64Array, byzantine: int) -> Float64Array:
-    """Nearest-neighbour mixing (Allouah et al. 2023, "Fixing by Mixing", algorithm 2), by weight.
+    """Nearest-neighbour mixing (Allouah et al. 2023, "Fixing by Mixing"), by weight.
 
     Args:
         gram: (n, n).
@@ -79,7 +79,7 @@ def mixing(gram: Float64Array, weights: Float64Array, byzantine: int) -> Float64
 
 
 def krum(gram: Float64Array, weights: Float64Array, byzantine: int, select: int) -> Float64Array:
-    """Multi-Krum (Blanchard et al. 2017, sections 4 and 5): (n,) float64, adding up to 1.
+    """Multi-Krum (Blanchard et al. 2017, section 4): (n,) float64, adding up to 1.
 
     A row's score is the sum of the squared distances to the n - f - 2 others nearest to it; the
     `select` rows of lowest score are averaged, by weight.
@@ -108,7 +108,7 @@ def weiszfeld(gram: Float64Array, weights: Float64Array) -> Float64Array:
     """The weighted geometric median: (n,) float64, at least 0, adding up to 1.
 
     The smoothed Weiszfeld algorithm (Pillutla, Kakade and Harchaoui 2022, "Robust Aggregation for
-    Federated Learning", algorithm 2), from the weighted mean, until no coefficient moves by more
+    Federated Learning"), from the weighted mean, until no coefficient moves by more
     than 1e-12 or MAX_STEPS are done. A distance is smoothed at 2^-20 of the length of its row: one
     floor for all rows, relative to their mean length, would be set by the longest liar.
     """
