@@ -99,6 +99,8 @@ def gram_of_values(values: FloatArray) -> Float64Array:
 
 def apply_values(state: RuleState, values: FloatArray) -> Float64Array:
     """`RobustRule.apply` on an array: (n, k) to (k,) float64."""
+    rows = len(state.places) if state.mixing is None else state.mixing.shape[1]
+    assert len(values) == rows, "the state is of other rows"
     result = np.empty(values.shape[1], np.float64)
     for place, block in blocks_of(values):
         averaged = block if state.mixing is None else (state.mixing @ block)[state.places]
