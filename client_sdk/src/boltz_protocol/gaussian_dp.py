@@ -198,10 +198,7 @@ def mu_within(epsilon: float, delta: float, releases: int) -> float:
 
 def mu_within_alike(epsilon: float, delta: float, releases: int) -> float:
     """As `mu_within`, for releases that all have the same noise, of which more can be told."""
-    low = mu_within(epsilon, delta, releases)
-    if epsilon <= _most_told(delta, releases):
-        return low
-    high = mu_of(epsilon, delta)
+    low, high = mu_within(epsilon, delta, releases), mu_of(epsilon, delta)
     for _ in range(_MAX_BISECTIONS):
         middle = (low + high) / 2
         if high - low <= _MU_STEP * high:
