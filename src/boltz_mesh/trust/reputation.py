@@ -46,7 +46,7 @@ PRIOR_256: Final = ONE
 KEPT: Final = 31
 OUT_OF: Final = 32
 #: Half an experience for a round in which all went well. With less than a whole one, a newcomer
-#: takes 3 rounds to weigh half of what anybody can, and 20 to weigh nine tenths.
+#: takes 3 rounds to weigh half of what anybody can, and 21 to weigh nine tenths.
 GAIN_256: Final = 128
 #: A round missed without a word: 1.5 gains. A client that misses 3 rounds in 10 settles just above
 #: a newcomer's trust, one that misses 1 in 10 loses a quarter of what it could have.

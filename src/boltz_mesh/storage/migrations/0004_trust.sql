@@ -37,3 +37,6 @@ CREATE TRIGGER trust_evidence_append_only
 -- What of a weight is the client's trust, in 1/256ths; 0 where nobody wrote it down.
 ALTER TABLE round_roster
     ADD COLUMN trust_256 integer NOT NULL DEFAULT 0 CHECK (trust_256 BETWEEN 0 AND 256);
+
+-- What was noted about a round's clients, when the round ends.
+CREATE INDEX security_events_round ON security_events (round_id) WHERE round_id IS NOT NULL;
