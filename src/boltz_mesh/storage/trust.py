@@ -56,6 +56,8 @@ class Standing:
     Attributes:
         state: now.
         ordinal: of the last ended round of the model.
+        last_ordinal: of its last row, 0 without any; more than `ordinal` where a round that has
+            not ended yet has given evidence.
         rows: how much evidence there is; 0 for a client that nothing is known about.
         trust_256: what it weighs in the next round, in 1/256ths.
         quarantined_until: the last ordinal of a round that it is not selected for; None where it
@@ -64,7 +66,8 @@ class Standing:
 
     state: TrustState
     ordinal: int
-    rows: int
+    last_ordinal: int = 0
+    rows: int = 0
 
     @property
     def trust_256(self) -> int:
@@ -87,6 +90,11 @@ async def ended_rounds(connection: Connection, model_id: ModelId) -> int:
         model_id,
     )
     return int(count)
+
+
+async def lock(connection: Connection, model_id: ModelId) -> None:
+    """Let this transaction alone write evidence for a model; ends with it."""
+    await lock_model(connection, model_id)
 
 
 async def append_evidence(
@@ -133,7 +141,7 @@ async def append_all(
 
     Raises: StateConflict where the round has given evidence of this kind about a client already.
     """
-    await lock_model(connection, model_id)
+    await lock(connection, model_id)
     last = await _last_rows(connection, model_id, list(evidence))
     rows: dict[ClientId, TrustRow] = {}
     for client_id, new in evidence.items():
@@ -215,9 +223,9 @@ async def read_trust(
     last = await _last_rows(connection, model_id, client_ids)
     standings: dict[ClientId, Standing] = {}
     for client_id in client_ids:
-        seq, ordinal, state = last.get(client_id, (0, ended, NEWCOMER))
-        # Evidence of a round that has not ended yet is ahead of the ended ones.
-        standings[client_id] = Standing(forget(state, max(0, ended - ordinal)), ended, seq)
+        seq, ordinal, state = last.get(client_id, (0, 0, NEWCOMER))
+        now = forget(state, max(0, ended - ordinal))
+        standings[client_id] = Standing(now, ended, ordinal, seq)
     return standings
 
 

@@ -95,7 +95,7 @@ async def standing(database: Database, client: int = 0, model: ModelId = MODEL) 
 
 
 async def test_nobody_knows_a_newcomer(prepared: Database) -> None:
-    assert await standing(prepared) == trust.Standing(NEWCOMER, 0, 0)
+    assert await standing(prepared) == trust.Standing(NEWCOMER, 0)
     assert (await standing(prepared)).quarantined_until is None
     assert await call(prepared, trust.read_trust, MODEL, []) == {}
     assert await call(prepared, trust.models_with_evidence, client_id(0)) == []
@@ -118,7 +118,7 @@ async def test_each_row_continues_the_one_before_it(prepared: Database) -> None:
     assert all(row.trust_256 == row.state.trust_256 for row in rows)
     later = await call(prepared, trust.list_evidence, MODEL, client_id(0), after=1, limit=1)
     assert later == [second]
-    assert await standing(prepared) == trust.Standing(third.state, 3, 3)
+    assert await standing(prepared) == trust.Standing(third.state, 3, 3, 3)
 
 
 async def test_rounds_that_pass_are_forgotten(prepared: Database) -> None:
@@ -133,14 +133,14 @@ async def test_a_round_without_a_roster_lets_nobody_be_forgotten(prepared: Datab
     await end_round(prepared, 1)
     row = await append(prepared, GOOD)
     await end_round(prepared, 2, with_roster=False)
-    assert await standing(prepared) == trust.Standing(row.state, 1, 1)
+    assert await standing(prepared) == trust.Standing(row.state, 1, 1, 1)
 
 
 async def test_evidence_of_a_round_that_has_not_ended(prepared: Database) -> None:
     row = await append(prepared, GOOD, ordinal=1)
-    assert await standing(prepared) == trust.Standing(row.state, 0, 1)
+    assert await standing(prepared) == trust.Standing(row.state, 0, 1, 1)
     await end_round(prepared, 1)
-    assert await standing(prepared) == trust.Standing(row.state, 1, 1)
+    assert await standing(prepared) == trust.Standing(row.state, 1, 1, 1)
 
 
 async def test_a_quarantine_ends_after_so_many_rounds(prepared: Database) -> None:
@@ -160,7 +160,7 @@ async def test_an_operator_ends_a_quarantine_at_once(prepared: Database) -> None
     await append(prepared, BAD)
     await append(prepared, LOCKED)
     await append(prepared, RELEASED, of_round=None)
-    assert await standing(prepared) == trust.Standing(NEWCOMER, 1, 3)
+    assert await standing(prepared) == trust.Standing(NEWCOMER, 1, 1, 3)
     await append(prepared, RELEASED, of_round=None)  # as often as an operator likes
     rows = await call(prepared, trust.list_evidence, MODEL, client_id(0), after=2, limit=10)
     assert [(row.round_id, row.attempt) for row in rows] == [(None, None), (None, None)]
