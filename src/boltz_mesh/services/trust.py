@@ -10,7 +10,8 @@ from boltz_mesh.services.clock import Clock
 from boltz_mesh.services.paging import decode_token, encode_token, page_size
 from boltz_mesh.storage import clients, trust
 from boltz_mesh.storage.postgres import Connection, Database
-from boltz_mesh.storage.trust import Standing, TrustRow
+from boltz_mesh.storage.trust import Standing
+from boltz_mesh.trust.replay import Step
 from boltz_mesh.trust.reputation import Evidence, EvidenceKind
 from boltz_protocol.errors import MalformedMessage, StateConflict
 from boltz_protocol.ids import ClientId, ModelId
@@ -21,7 +22,7 @@ from boltz_protocol.v1 import registry_pb2 as pb
 @dataclass(frozen=True, slots=True)
 class _Found:
     standings: dict[ModelId, Standing]
-    rows: Sequence[TrustRow]
+    rows: Sequence[Step]
 
 
 class ClientTrusts:
@@ -116,21 +117,20 @@ def _shown(model_id: ModelId, standing: Standing) -> pb.ClientTrust:
     )
 
 
-def _step(row: TrustRow) -> pb.TrustEvidence:
-    evidence, state = row.evidence, row.state
+def _step(row: Step) -> pb.TrustEvidence:
     return pb.TrustEvidence(
         seq=row.seq,
         ordinal=row.ordinal,
-        round_id=row.round_id or "",
-        attempt=row.attempt or 0,
-        kind=pb.TrustEvidenceKind.Value(f"TRUST_EVIDENCE_KIND_{evidence.kind.upper()}"),
-        reason=evidence.reason,
-        gain_256=evidence.gain_256,
-        loss_256=evidence.loss_256,
-        inputs_json=json.dumps(dict(evidence.inputs), allow_nan=False, sort_keys=True),
-        positive_256=state.positive_256,
-        negative_256=state.negative_256,
-        quarantine_rounds=state.quarantine_rounds,
+        round_id=row.round_id,
+        attempt=row.attempt,
+        kind=pb.TrustEvidenceKind.Value(f"TRUST_EVIDENCE_KIND_{row.kind.upper()}"),
+        reason=row.reason,
+        gain_256=row.gain_256,
+        loss_256=row.loss_256,
+        inputs_json=json.dumps(dict(row.inputs), allow_nan=False, sort_keys=True),
+        positive_256=row.positive_256,
+        negative_256=row.negative_256,
+        quarantine_rounds=row.quarantine_rounds,
         trust_256=row.trust_256,
         at_ms=row.at_ms,
     )

@@ -65,6 +65,7 @@ MAX_QUARANTINE_ROUNDS: Final = 4 * OUT_OF
 #: After so many rounds the largest experience is forgotten altogether (a test counts them).
 FORGOTTEN_AFTER_ROUNDS: Final = 300
 
+# The table trust_evidence has these most values in its checks: another one needs a migration.
 assert GAIN_256 < SMALL_LOSS_256 < LARGE_LOSS_256 < POSITIVE_MOST_256
 
 
