@@ -8,11 +8,21 @@ groups, whose noise is in them before anybody compares anything.
 
 from __future__ import annotations
 
-from typing import Any, Final, get_args
+from dataclasses import dataclass
+from typing import Any, Final, TypeGuard, get_args
 
+from boltz_mesh.aggregation.robust import (
+    CoordinateMedian,
+    GeometricMedian,
+    MixedTrimmedMean,
+    MultiKrum,
+    RobustRule,
+    TrimmedMean,
+)
 from boltz_mesh.rounds.plan_refusal import refuse
 from boltz_mesh.rounds.plan_types import MAX_BYZANTINE, Plan, RobustRuleName, Rule
 from boltz_protocol import limits
+from boltz_protocol.errors import TooFewClients
 
 #: The rule of a plan that says `byzantine` and names none.
 DEFAULT_ROBUST: Final[Rule] = "mixed-trimmed-mean"
@@ -25,9 +35,57 @@ _SEALED_IS_ALL: Final = (
 )
 
 
-def is_robust(rule: str) -> bool:
+def is_robust(rule: str) -> TypeGuard[RobustRuleName]:
     """Whether a plan's word names a robust rule."""
     return rule in get_args(RobustRuleName)
+
+
+@dataclass(frozen=True, slots=True)
+class RobustChoice:
+    """The robust rule of a plan, before it is known how many rows a round has.
+
+    Attributes:
+        name: the plan's word.
+        byzantine: liars that it withstands.
+    """
+
+    name: RobustRuleName
+    byzantine: int
+
+    @property
+    def fewest_rows(self) -> int:
+        """Rows that a round must have: more than half of them are honest, and Krum also needs a
+        neighbour beyond (Blanchard et al. 2017, proposition 4.2).
+        """
+        return 2 * self.byzantine + (3 if self.name == "multi-krum" else 1)
+
+    def of(self, rows: int) -> RobustRule:
+        """The rule for so many rows. Raises: TooFewClients."""
+        if rows < self.fewest_rows:
+            raise TooFewClients(
+                f'rule = "{self.name}" with byzantine = {self.byzantine} takes at least '
+                f"{self.fewest_rows} updates or groups, and {rows} are left",
+                setting="byzantine",
+                rule=self.name,
+                minimum=self.fewest_rows,
+            )
+        match self.name:
+            case "mixed-trimmed-mean":
+                return MixedTrimmedMean(self.byzantine)
+            case "trimmed-mean":
+                return TrimmedMean(self.byzantine)
+            case "coordinate-median":
+                return CoordinateMedian()
+            case "multi-krum":
+                # As many as may be honest (Blanchard et al. 2017, section 4).
+                return MultiKrum(self.byzantine, select=rows - self.byzantine)
+            case "geometric-median":
+                return GeometricMedian()
+
+
+def robust_choice(plan: Plan) -> RobustChoice | None:
+    """A plan's robust rule; None where it has another."""
+    return RobustChoice(plan.rule, plan.byzantine) if is_robust(plan.rule) else None
 
 
 def with_default_rule(raw: dict[str, Any]) -> dict[str, Any]:
@@ -43,15 +101,10 @@ def with_default_rule(raw: dict[str, Any]) -> dict[str, Any]:
     return raw
 
 
-def fewest_rows(plan: Plan) -> int:
-    """Rows that the plan's rule asks for: updates in an open round, groups in a grouped one.
-
-    More than half must be honest; Krum also needs a neighbour beyond them (Blanchard et al. 2017,
-    proposition 4.2). 0 where the rule is none of these.
-    """
-    if not is_robust(plan.rule):
-        return 0
-    return 2 * plan.byzantine + (3 if plan.rule == "multi-krum" else 1)
+def fewest_groups(plan: Plan) -> int:
+    """Groups of a grouped round that must be left; 0 where the plan's rule compares none."""
+    choice = robust_choice(plan)
+    return 0 if choice is None or plan.grouping is None else choice.fewest_rows
 
 
 def defence(mode: str, rule: str) -> str:
@@ -74,7 +127,8 @@ def defence(mode: str, rule: str) -> str:
 
 def check_robust(plan: Plan) -> None:
     """Check `byzantine` and a robust rule. Raises: InvalidPlan."""
-    if not is_robust(plan.rule):
+    choice = robust_choice(plan)
+    if choice is None:
         _check_no_liars(plan)
         return
     _check_place(plan)
@@ -91,7 +145,7 @@ def check_robust(plan: Plan) -> None:
             f'rule = "{plan.rule}" leaves out as many as are said to lie, and 0 leaves out nobody',
             '1 would do, or rule = "coordinate-median"',
         )
-    _check_rows(plan)
+    _check_rows(plan, choice.fewest_rows)
 
 
 def _check_no_liars(plan: Plan) -> None:
@@ -133,9 +187,8 @@ def _check_place(plan: Plan) -> None:
         )
 
 
-def _check_rows(plan: Plan) -> None:
+def _check_rows(plan: Plan, fewest: int) -> None:
     """Hold the number of rows against the rule: updates, or groups."""
-    fewest = fewest_rows(plan)
     if plan.grouping is None:
         setting, least, most, what = "cohort.min", plan.cohort.min, plan.cohort.max, "updates"
     else:

@@ -32,7 +32,15 @@ Promotion = Literal["automatic", "operator"]
 RobustRuleName = Literal[
     "mixed-trimmed-mean", "trimmed-mean", "coordinate-median", "multi-krum", "geometric-median"
 ]
-Rule = Literal[Literal["weighted-mean", "centered-clipping"], RobustRuleName]
+Rule = Literal[
+    "weighted-mean",
+    "centered-clipping",
+    "mixed-trimmed-mean",
+    "trimmed-mean",
+    "coordinate-median",
+    "multi-krum",
+    "geometric-median",
+]
 OptimizerName = Literal["fedavg", "fedavgm", "fedadam", "fedyogi"]
 HyperParameter = int | float | str | bool
 

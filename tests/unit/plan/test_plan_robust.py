@@ -6,6 +6,7 @@ from typing import get_args
 
 import pytest
 
+from boltz_mesh.aggregation.robust import MultiKrum
 from boltz_mesh.aggregation.weighted_mean import WEIGHTED_MEAN
 from boltz_mesh.rounds.plan import (
     plan_from_json,
@@ -14,11 +15,11 @@ from boltz_mesh.rounds.plan import (
     plan_to_toml_table,
     validate_encoding,
 )
-from boltz_mesh.rounds.plan_robust import defence, fewest_rows
+from boltz_mesh.rounds.plan_robust import RobustChoice, defence, fewest_groups, robust_choice
 from boltz_mesh.rounds.plan_rule import calibration_of, sum_rule_of
 from boltz_mesh.rounds.plan_sealed import release_terms
 from boltz_mesh.rounds.plan_types import RobustRuleName
-from boltz_protocol.errors import InvalidPlan
+from boltz_protocol.errors import InvalidPlan, TooFewClients
 from tests.unit.plan.documents import private_sealed, sealed, small
 from tests.unit.plan.test_plan_grouped import GROUPED, grouped, grouping
 
@@ -54,7 +55,8 @@ def in_groups(top: str, count: int = 4) -> str:
 def test_a_plan_that_says_nothing_is_as_it_was() -> None:
     for text in (small(), sealed(), grouped(), noised("")):
         plan = plan_from_toml(text)
-        assert (plan.rule, plan.byzantine, fewest_rows(plan)) == ("weighted-mean", 0, 0)
+        assert (plan.rule, plan.byzantine, fewest_groups(plan)) == ("weighted-mean", 0, 0)
+        assert robust_choice(plan) is None
 
 
 @pytest.mark.parametrize(
@@ -77,13 +79,32 @@ def test_a_rule_that_is_named_is_taken(make: object, rule: str) -> None:
         text = text.replace("count = 4", "count = 5").replace("min = 20", "min = 25")
     plan = plan_from_toml(text)
     assert plan.rule == rule
-    assert fewest_rows(plan) == (5 if rule == "multi-krum" else 3)
+    choice = robust_choice(plan)
+    assert choice is not None
+    fewest = 5 if rule == "multi-krum" else 3
+    assert choice.fewest_rows == fewest
+    assert fewest_groups(plan) == (fewest if plan.mode == "grouped" else 0)
+    made = choice.of(7)
+    assert made.name == rule
+    assert made.minimum_clients <= 7
+    with pytest.raises(TooFewClients) as error:
+        choice.of(fewest - 1)
+    assert error.value.metadata == {"setting": "byzantine", "rule": rule, "minimum": str(fewest)}
+
+
+def test_krum_averages_as_many_as_may_be_honest() -> None:
+    rule = RobustChoice("multi-krum", 2).of(9)
+    assert isinstance(rule, MultiKrum)
+    assert rule.select == 7
 
 
 @pytest.mark.parametrize("rule", ["coordinate-median", "geometric-median"])
 def test_a_median_needs_no_number_of_liars(rule: str) -> None:
     plan = plan_from_toml(opened(f'rule = "{rule}"', least=1, most=2))
-    assert fewest_rows(plan) == 1
+    choice = robust_choice(plan)
+    assert choice is not None
+    assert (choice.name, choice.byzantine, choice.fewest_rows) == (rule, 0, 1)
+    assert choice.of(1).minimum_clients == 1
 
 
 # --- noise and sums -----------------------------------------------------------------------------
