@@ -96,7 +96,7 @@ def centered_clipping(updates: FloatArray, radius: float, rounds: int) -> Float6
 def nearest_neighbour_mixing(updates: FloatArray, byzantine: int) -> Float64Array:
     """Each update replaced by the mean of the clients - byzantine updates nearest to it.
 
-    Allouah et al. 2023, "Fixing by Mixing", algorithm 2; to be followed by a rule. Needs
+    Allouah et al. 2023, "Fixing by Mixing"; to be followed by a rule. Needs
     2 * byzantine + 1 clients. (clients, parameters) float64. See `robust.MixedTrimmedMean`.
 
     Raises: TooFewClients, InvalidPlan, ShapeMismatch, NotFinite.
@@ -105,7 +105,7 @@ def nearest_neighbour_mixing(updates: FloatArray, byzantine: int) -> Float64Arra
     values = _checked(updates)
     state = rule.init(np.ones(len(values), np.int64), _measured(_centred(values)))
     assert state.mixing is not None
-    return np.asarray(state.mixing @ values, np.float64)
+    return np.asarray((state.mixing @ values)[state.places], np.float64)
 
 
 def _checked(updates: FloatArray) -> Float64Array:
