@@ -105,8 +105,6 @@ async def round_outcomes(
     )
     found: dict[RoundId, list[RoundOutcome]] = {}
     for row in rows:
-        outcome = RoundOutcome(
-            ClientId(row["client_id"]), row["reason"], from_json(row["inputs"])
-        )
+        outcome = RoundOutcome(ClientId(row["client_id"]), row["reason"], from_json(row["inputs"]))
         found.setdefault(RoundId(row["round_id"]), []).append(outcome)
     return found

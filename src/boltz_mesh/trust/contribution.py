@@ -69,8 +69,7 @@ class ValidationSet:
         return float(np.mean(self._residuals(parameters) ** 2))
 
     def gradient(self, parameters: Float32Array | Float64Array) -> Float64Array:
-        """Gradient of the loss at (parameters,): float64 of the same shape. Raises: ShapeMismatch.
-        """
+        """Gradient of the loss at (parameters,), float64 of that shape. Raises: ShapeMismatch."""
         residuals = self._residuals(parameters)
         return (2 / len(residuals)) * (self.inputs.astype(np.float64).T @ residuals)
 

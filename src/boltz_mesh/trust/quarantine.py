@@ -162,8 +162,8 @@ def keep_minority(
 def mean_and_error(implied_256: Sequence[int]) -> tuple[float, float]:
     """Mean and its standard error, of at least two values in 1/256ths, as plain numbers.
 
-    Values are cut to 4 either way. Sums of integers, so that the result is the same everywhere. The error is never below that of
-    values spread by 1/8: identical rounds would prove anything otherwise.
+    Values are cut to 4 either way. Sums are of integers, so that the result is the same everywhere.
+    The error is never below that of values spread by 1/8: identical rounds would prove anything.
     """
     count = len(implied_256)
     cut = [max(-_MOST_256, min(_MOST_256, value)) for value in implied_256]
