@@ -7,8 +7,8 @@ the rows, which adds up over blocks of coordinates:
     |x_i - A a|^2 = G_ii - 2 (G a)_i + a' G a        with A a = sum of a_j x_j
 
 So a rule is decided on n x n numbers, and applied by one product with the rows. Where two distances
-are equal but for rounding, they are taken as equal, and whatever is to be counted of them is spread
-over all of them evenly: no order of the rows decides.
+are equal but for rounding, they are taken as equal, and the row with the smaller place comes first
+(as Blanchard et al. 2017 have it), so that rounding decides nothing.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import numpy as np
 
 from boltz_mesh.aggregation.rows import Float64Array
 
-# Inner products carry a relative error of some 2^-53 times the root of the number of terms that
-# were added one by one; of two squared distances, a difference below this is no difference.
-_ROUNDING: Final = 2.0**-40
+# Inner products are sums of blocks' sums, with a relative error of a few times 2^-53 of the squared
+# lengths. Two squared distances closer than this many times those are not told apart.
+_ROUNDING: Final = 2.0**-46
 #: Steps converge by a constant factor, but for medians on or near a row; a step is n^2 products.
 MAX_STEPS: Final = 1000
 _CONVERGED: Final = 1e-12
@@ -43,9 +43,9 @@ def _rounding_errors(gram: Float64Array) -> Float64Array:
 
 
 def smallest(values: Float64Array, errors: Float64Array, count: int) -> Float64Array:
-    """By how much each value is among the `count` smallest of its line: (m, n) float64 in [0, 1].
+    """Which are the `count` smallest of each line: (m, n) float64 of 0 and 1.
 
-    Values that are not told apart from the last one that counts share what is left of the count.
+    Of values that are not told apart from the last one that counts, those first in the line count.
 
     Args:
         values: (m, n).
@@ -56,7 +56,7 @@ def smallest(values: Float64Array, errors: Float64Array, count: int) -> Float64A
     below = values < border - errors
     on_border = (values <= border + errors) & ~below
     left = count - np.count_nonzero(below, axis=1, keepdims=True)
-    return below + on_border * (left / np.count_nonzero(on_border, axis=1, keepdims=True))
+    return (below | (on_border & (np.cumsum(on_border, axis=1) <= left))).astype(np.float64)
 
 
 def mixing(gram: Float64Array, weights: Float64Array, byzantine: int) -> Float64Array:
@@ -71,7 +71,9 @@ def mixing(gram: Float64Array, weights: Float64Array, byzantine: int) -> Float64
         (n, n) float64: line i gives the weighted mean of the n - f rows nearest to row i, itself
         among them. Lines add up to 1.
     """
-    kept = smallest(squared_distances(gram), _rounding_errors(gram), len(weights) - byzantine)
+    distances = squared_distances(gram)
+    np.fill_diagonal(distances, -np.inf)
+    kept = smallest(distances, _rounding_errors(gram), len(weights) - byzantine)
     shares = kept * weights
     return np.asarray(shares / shares.sum(axis=1, keepdims=True), np.float64)
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from boltz_mesh.aggregation.coefficients import krum, mixing, weiszfeld
 from boltz_mesh.aggregation.rows import Float64Array, FloatArray, Rows
-from boltz_mesh.aggregation.trimming import block_coordinates, trimmed_mean_of
+from boltz_mesh.aggregation.trimming import blocks_of, trimmed_mean_of
 from boltz_protocol import limits
 from boltz_protocol.errors import InvalidPlan, LimitExceeded, NotFinite, TooFewClients
 
@@ -35,7 +35,7 @@ class RuleState:
 
     Attributes:
         mixing: (m, n) float64, the m combinations of the n rows; None where they are the rows.
-        weights: (m,) float64, positive, of the combinations.
+        weights: (m,) float64, positive, of the combinations, adding up to 1.
         trimmed: how many of the combinations are dropped at either end of each coordinate.
     """
 
@@ -86,27 +86,18 @@ def gram_of(rows: Rows) -> Float64Array:
 
 def gram_of_values(values: FloatArray) -> Float64Array:
     """`gram_of` on an array: (n, k) float32 or float64 to (n, n) float64."""
-    n, coordinates = values.shape
-    gram = np.zeros((n, n))
-    step = block_coordinates(n, 8)
-    for start in range(0, coordinates, step):
-        block = values[:, start : start + step].astype(np.float64)
+    gram = np.zeros((len(values), len(values)))
+    for _, block in blocks_of(values):
         gram += block @ block.T
     return gram
 
 
 def apply_values(state: RuleState, values: FloatArray) -> Float64Array:
     """`RobustRule.apply` on an array: (n, k) to (k,) float64."""
-    if state.mixing is None:
-        return trimmed_mean_of(values, state.weights, state.trimmed)
-    assert state.mixing.shape[1] == values.shape[0], "the state is of other rows"
-    coordinates = values.shape[1]
-    coefficients = state.mixing.astype(values.dtype)
-    result = np.empty(coordinates, np.float64)
-    step = block_coordinates(values.shape[0], values.itemsize)
-    for start in range(0, coordinates, step):
-        mixed = coefficients @ values[:, start : start + step]
-        result[start : start + step] = trimmed_mean_of(mixed, state.weights, state.trimmed)
+    result = np.empty(values.shape[1], np.float64)
+    for place, block in blocks_of(values):
+        combined = block if state.mixing is None else state.mixing @ block
+        result[place] = trimmed_mean_of(combined, state.weights, state.trimmed)
     return result
 
 
@@ -299,7 +290,7 @@ def _check_byzantine(byzantine: int) -> None:
 def _checked(
     rule: RobustRule, weights: NDArray[np.int64], gram: Float64Array | None
 ) -> Float64Array:
-    """Check the arguments of `init`; the weights in float64, where they are exact."""
+    """Check the arguments of `init`; each row's share of the weight: (n,) float64."""
     assert weights.ndim == 1
     assert weights.dtype == np.int64
     assert ((weights > 0) & (weights <= _MAX_ROW_WEIGHT)).all(), "they are public and committed"
@@ -319,4 +310,4 @@ def _checked(
         assert gram.shape == (n, n)
         if not np.isfinite(gram).all():
             raise NotFinite("an update is too long: its squared length leaves float64")
-    return weights.astype(np.float64)
+    return np.asarray(weights / weights.sum(), np.float64)
