@@ -154,7 +154,8 @@ async def _who(
 def _readings(rows: Sequence[_Row], observations: Observations, plan: Plan) -> tuple[Reading, ...]:
     known = None
     if observations.slopes is not None:
-        rate = plan.server_optimizer.build().learning_rate
+        rate = plan.server_optimizer.resolved().learning_rate
+        assert rate is not None, "each optimizer has one"
         known = influences(observations.slopes, observations.weights, learning_rate=rate)
     return read_rows(
         observations.rows,

@@ -248,12 +248,11 @@ def close_sets(closeness: Float64Array) -> tuple[tuple[int, ...], ...]:
     close = odd & (pairs >= CLOSE)
     if not close.any() or close.sum() >= _CLOSE_SHARE * len(pairs):
         return ()
-    label = list(range(count))
+    chains: dict[int, set[int]] = {}
     for one, other in zip(first[close].tolist(), second[close].tolist(), strict=True):
-        old, new = sorted((label[one], label[other]), reverse=True)
-        label = [new if each == old else each for each in label]
-    sets = (tuple(i for i in range(count) if label[i] == name) for name in sorted(set(label)))
-    return tuple(each for each in sets if len(each) > 1)
+        joined = chains.get(one, {one}) | chains.get(other, {other})
+        chains.update(dict.fromkeys(joined, joined))
+    return tuple(sorted({tuple(sorted(chain)) for chain in chains.values()}))
 
 
 def _in_256(value: float) -> int:
