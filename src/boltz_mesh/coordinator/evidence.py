@@ -22,8 +22,8 @@ from boltz_mesh.storage import outcomes, plans, roster, security_events, trust
 from boltz_mesh.storage.postgres import Connection
 from boltz_mesh.storage.rounds import Round
 from boltz_mesh.trust.contribution import influences
-from boltz_mesh.trust.outcome import Outcome, evidence_of, inputs_of, outcome_of
-from boltz_mesh.trust.outliers import ONE, Reading, Verdict, close_sets, read_rows
+from boltz_mesh.trust.outcome import Outcome, evidence_of, inputs_of, next_outcome, outcome_of
+from boltz_mesh.trust.outliers import ONE, Reading, close_sets, read_rows
 from boltz_mesh.trust.quarantine import HISTORY, Finding, History, judge, keep_minority
 from boltz_mesh.trust.reputation import Evidence
 from boltz_protocol.ids import ClientId
@@ -33,8 +33,6 @@ OUTLIER: Final = "outlier"
 QUARANTINE: Final = "quarantine"
 SUSPICION: Final = "quarantine_not_imposed"
 COLLUSION_HINT: Final = "collusion_hint"
-
-_BAD: Final = frozenset({Verdict.AGAINST, Verdict.OPPOSED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,22 +107,22 @@ async def record_outcome(
     readings = _readings(rows, observations, plan)
     if not readings:
         return
-    by_client = {
-        client_id: Outcome(reading, row.share_256(client_id))
+    clients = [client_id for row in rows for client_id in row.weights]
+    past = await outcomes.past_outcomes(connection, model_id, clients, limit=HISTORY - 1)
+    histories = {
+        client_id: _history(past[client_id], reading, row.share_256(client_id))
         for row, reading in zip(rows, readings, strict=True)
         for client_id in row.weights
     }
-    clients = list(by_client)
     scribe = _Scribe(connection, found, at_ms)
-    past = await outcomes.past_outcomes(connection, model_id, clients, limit=HISTORY - 1)
     ordinal = await trust.ended_rounds(connection, model_id) + 1
-    evidence = {client_id: evidence_of(outcome) for client_id, outcome in by_client.items()}
+    evidence = {client: evidence_of(history.outcomes[-1]) for client, history in histories.items()}
     await scribe.evidence(ordinal, evidence)
     await _report_rows(scribe, rows, readings)
     await _report_close(scribe, rows, observations)
     findings: dict[ClientId, Finding] = {}
-    for client_id, outcome in by_client.items():
-        finding = judge(_history(past[client_id], outcome))
+    for client_id, history in histories.items():
+        finding = judge(history)
         if finding is not None:
             findings[client_id] = finding
     if findings:
@@ -169,8 +167,11 @@ def _readings(rows: Sequence[_Row], observations: Observations, plan: Plan) -> t
     )
 
 
-def _history(past: outcomes.PastOutcomes, now: Outcome) -> History:
-    return History((*map(outcome_of, past.inputs), now), past.quarantines)
+def _history(past: outcomes.PastOutcomes, reading: Reading, share_256: int) -> History:
+    """What came before, and this round."""
+    before = tuple(map(outcome_of, past.inputs))
+    now = next_outcome(before, reading, share_256)
+    return History((*before, now), past.quarantines)
 
 
 async def _quarantine(
@@ -196,9 +197,10 @@ async def _quarantine(
 async def _report_rows(scribe: _Scribe, rows: Sequence[_Row], readings: Sequence[Reading]) -> None:
     """An event for each row that pulls against the others."""
     for row, reading in zip(rows, readings, strict=True):
-        if reading.verdict not in _BAD:
+        outcome = Outcome(reading)
+        if not outcome.bad:
             continue
-        detail = {"reason": reading.verdict.value, **inputs_of(Outcome(reading))}
+        detail = {"reason": reading.verdict.value, **inputs_of(outcome)}
         if reading.members > 1:
             await scribe.event(OUTLIER, {**detail, "clients": list(row.weights)})
         else:

@@ -9,21 +9,22 @@ do not (`boltz_mesh.trust.quarantine` counts).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from boltz_mesh.trust.outliers import ONE, Reading, Verdict
-from boltz_mesh.trust.reputation import GAIN_256, Evidence, EvidenceKind, Input
+from boltz_mesh.trust.reputation import GAIN_256, LARGE_LOSS_256, Evidence, EvidenceKind, Input
 
-#: A round in which a client pulled against the others from far away: four gains, and with them two
-#: rounds of good conduct and outcome. Less than proven misconduct, since data can look like that
-#: for a round.
-OPPOSED_LOSS_256: Final = 4 * GAIN_256
-#: The same from within the others' distances: the harm is smaller, and chance more likely.
-AGAINST_LOSS_256: Final = 3 * GAIN_256 // 2
+#: Rounds that are looked back on to tell chance from habit.
+WINDOW: Final = 8
+#: A first round in which a client pulls against the others costs half of what a good one gains: any
+#: data can look so for a round. Each further one of its last 8 rounds costs twice as much ...
+FIRST_LOSS_256: Final = GAIN_256 // 2
+#: ... up to eight gains, half of what proven misconduct costs.
+MOST_LOSS_256: Final = 8 * GAIN_256
 
-assert GAIN_256 < AGAINST_LOSS_256 < OPPOSED_LOSS_256
+assert FIRST_LOSS_256 < GAIN_256 < MOST_LOSS_256 < LARGE_LOSS_256
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,15 +34,31 @@ class Outcome:
     Attributes:
         reading: of its row.
         share_256: its share of the row's weight, in 1/256ths, at least 1; 256 in open rounds.
+        bad_before: in how many of the WINDOW - 1 rounds before its rows pulled against the others.
     """
 
     reading: Reading
     share_256: int = ONE
+    bad_before: int = 0
+
+    def __post_init__(self) -> None:
+        assert 1 <= self.share_256 <= ONE
+        assert 0 <= self.bad_before < WINDOW
+
+    @property
+    def bad(self) -> bool:
+        """Whether its row pulled against the others."""
+        return self.reading.verdict in (Verdict.AGAINST, Verdict.OPPOSED)
 
     @property
     def implied_256(self) -> int | None:
         """See `Reading.implied_256`."""
         return self.reading.implied_256(self.share_256)
+
+
+def next_outcome(past: Sequence[Outcome], reading: Reading, share_256: int = ONE) -> Outcome:
+    """The outcome of a round behind those `past`, oldest first, since the last new start."""
+    return Outcome(reading, share_256, sum(each.bad for each in past[-(WINDOW - 1) :]))
 
 
 def evidence_of(outcome: Outcome) -> Evidence:
@@ -53,15 +70,10 @@ def evidence_of(outcome: Outcome) -> Evidence:
     reading = outcome.reading
     verdict = reading.verdict
     gain = loss = 0
-    match verdict:
-        case Verdict.ORDINARY:
-            gain = GAIN_256 * (2 * ONE - reading.rank_256) // (2 * ONE)
-        case Verdict.AGAINST:
-            loss = AGAINST_LOSS_256
-        case Verdict.OPPOSED:
-            loss = OPPOSED_LOSS_256
-        case Verdict.IDLE | Verdict.SILENT | Verdict.UNUSUAL:
-            pass
+    if verdict is Verdict.ORDINARY:
+        gain = GAIN_256 * (2 * ONE - reading.rank_256) // (2 * ONE)
+    elif outcome.bad:
+        loss = min(MOST_LOSS_256, FIRST_LOSS_256 << outcome.bad_before)
     return Evidence(
         EvidenceKind.OUTCOME,
         verdict.value,
@@ -79,13 +91,14 @@ def inputs_of(outcome: Outcome) -> dict[str, Input]:
     }
     if reading.influence is not None:
         inputs["influence"] = reading.influence
-    return {**inputs, "share_256": outcome.share_256}
+    return {**inputs, "share_256": outcome.share_256, "bad_before": outcome.bad_before}
 
 
 def outcome_of(inputs: Mapping[str, Input]) -> Outcome:
     """What `inputs_of` wrote down. Asserts that it is whole."""
     known = dict(inputs)
-    share_256 = known.pop("share_256")
+    share_256, bad_before = known.pop("share_256"), known.pop("bad_before")
     assert isinstance(share_256, int)
+    assert isinstance(bad_before, int)
     reading = Reading(**known)  # type: ignore[arg-type]  # each is what inputs_of wrote
-    return Outcome(reading, share_256)
+    return Outcome(reading, share_256, bad_before)

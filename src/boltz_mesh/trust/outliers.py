@@ -77,6 +77,7 @@ class Reading:
 
     Attributes:
         row: client id, or the number of a group.
+        rows: how many rows there were.
         members: how many clients it is the mean of: 1 in open rounds.
         weight: of the row.
         rank_256: place by distance to the result, 0 for the nearest, 256 for the farthest.
@@ -91,6 +92,7 @@ class Reading:
     """
 
     row: str
+    rows: int
     members: int
     weight: int
     rank_256: int
@@ -105,6 +107,18 @@ class Reading:
     silent: bool
     influence: float | None = None
 
+    @property
+    def agreed(self) -> bool:
+        """Whether the rows have a direction in common that one of them can pull against.
+
+        n rows that have nothing in common have cosines of about 1 / sqrt(n) to their mean, since
+        each is a part of it. Then the model is where it should be, or noise covers the rows, and
+        which way a row points says nothing. So the median has to be 1.5 times that.
+        """
+        cosine_256 = self.typical_cosine_256
+        clear = 4 * self.rows * cosine_256 * cosine_256 > 9 * ONE * ONE
+        return clear and cosine_256 > 0 and self.typical_256 > 0
+
     def implied_256(self, share_256: int) -> int | None:
         """The agreement of one member as a multiple of a typical row's, were all others typical.
 
@@ -116,10 +130,10 @@ class Reading:
         Args:
             share_256: the member's share of the row's weight, 1 to 256.
 
-        None where the rows' median agreement is not above 0: there is nothing to agree with.
+        None where the rows agree on nothing (`agreed`).
         """
         assert 1 <= share_256 <= ONE
-        if self.typical_256 <= 0:
+        if not self.agreed:
             return None
         ratio_256 = ONE * self.agreement_256 // self.typical_256
         return _cut(ONE + ONE * (ratio_256 - ONE) // share_256)
@@ -209,6 +223,7 @@ def read_rows(
     return tuple(
         Reading(
             row=rows[index],
+            rows=count,
             members=members[index],
             weight=weights[index],
             rank_256=ONE * int(nearer[index]) // (count - 1),

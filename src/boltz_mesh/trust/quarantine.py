@@ -27,7 +27,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
-from boltz_mesh.trust.outcome import Outcome
+from boltz_mesh.trust.outcome import WINDOW, Outcome
 from boltz_mesh.trust.outliers import ONE, Verdict
 from boltz_mesh.trust.reputation import (
     MAX_QUARANTINE_ROUNDS,
@@ -39,9 +39,8 @@ from boltz_mesh.trust.reputation import (
 
 K = TypeVar("K", bound=str)
 
-#: Of single clients' rows: so many of the last so many.
+#: Of single clients' rows: so many of the last WINDOW.
 ALONE_BAD: Final = 6
-ALONE_WINDOW: Final = 8
 #: Of groups: as many of the last rounds as trust remembers, and the fewest that make a mean.
 GROUP_WINDOW: Final = 32
 GROUP_LEAST: Final = 8
@@ -56,7 +55,7 @@ _ERRORS: Final = 3.0
 #: Rounds of a first quarantine: as many as are looked back on.
 FIRST_ROUNDS: Final = 8
 #: Outcomes that `judge` may need.
-HISTORY: Final = max(ALONE_WINDOW, GROUP_WINDOW)
+HISTORY: Final = max(WINDOW, GROUP_WINDOW)
 
 ALONE_REASON: Final = "against-the-others-again-and-again"
 GROUP_REASON: Final = "its-groups-are-bad-again-and-again"
@@ -103,7 +102,7 @@ class Finding:
 def judge(history: History) -> Finding | None:
     """Whether a client should be in quarantine, by the rules above."""
     recent = history.outcomes[-HISTORY:]
-    alone = [each for each in recent if each.reading.members == 1][-ALONE_WINDOW:]
+    alone = [each for each in recent if each.reading.members == 1][-WINDOW:]
     bad = sum(each.reading.verdict is Verdict.OPPOSED for each in alone)
     rounds = quarantine_rounds(history.quarantines)
     if bad >= ALONE_BAD:
