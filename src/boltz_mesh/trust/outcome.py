@@ -19,9 +19,10 @@ from boltz_mesh.trust.reputation import GAIN_256, LARGE_LOSS_256, Evidence, Evid
 #: Rounds that are looked back on to tell chance from habit.
 WINDOW: Final = 8
 #: A first round in which a client pulls against the others costs a quarter of what a good one
-#: gains: any data can look so for a round. Each further one of its last 8 rounds costs twice as much
+#: gains: any data can look so for a round. Each further one of its last 8 rounds costs twice as
+#: much, ...
 FIRST_LOSS_256: Final = GAIN_256 // 4
-#: up to eight gains in the sixth, half of what proven misconduct costs.
+#: ... up to eight gains in the sixth, half of what proven misconduct costs.
 MOST_LOSS_256: Final = 8 * GAIN_256
 
 assert FIRST_LOSS_256 < GAIN_256 < MOST_LOSS_256 < LARGE_LOSS_256
