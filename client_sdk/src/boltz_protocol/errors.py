@@ -194,6 +194,17 @@ class InvalidPlan(MeshError):
     next_step = "Change the named setting and apply the plan again."
 
 
+class TooFewClients(MeshError):
+    """A robust rule has fewer rows (clients or groups) than the liars it tolerates ask for.
+
+    `metadata`: "setting", "rule" and "minimum", the rows that the rule takes at least.
+    """
+
+    reason = "TOO_FEW_CLIENTS"
+    status = "FAILED_PRECONDITION"
+    next_step = "Let more clients or groups take part, or tolerate fewer liars in the plan."
+
+
 # --- who may do what ---------------------------------------------------------------------------
 
 

@@ -97,6 +97,10 @@ MAX_UNWRAPPED_KEYS: Final = 4096
 #: al. 2021, section 4), so 64 draws fail with probability exp(-32), about 1e-14.
 MAX_ROUNDING_DRAWS: Final = 64
 
+#: Rows (clients or groups) of one robust rule: their inner products are 8 MB then, and deciding on
+#: them takes about a second. Blocks of CHUNK_PARAMETERS of so many rows are 1 GB already.
+MAX_ROBUST_ROWS: Final = 1000
+
 # --- sealed rounds -----------------------------------------------------------------------------
 
 #: Up to here every client shares masks with every other (Bonawitz et al. 2017), 49 streams at most;

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from boltz_mesh.aggregation.rule import AggregationRule
+from boltz_mesh.aggregation.rule import ProvenRule
 from boltz_protocol import limits
 from boltz_protocol.errors import InvalidPlan
 
@@ -23,9 +23,9 @@ class Calibration:
 
     Attributes:
         noise_multiplier: z, at least 0; 0 means no noise.
-        sensitivity: of the sum, in units of the ring, as the rule declares it. Where there is no
-            noise and the rule declares none, it is the clip: an entry of the ledger that promises
-            nothing names some figure.
+        sensitivity: of the sum, in units of the ring, as the rule declares it. A round without
+            noise under a rule that declares none is `Calibration(0.0, clip)`: an entry of the
+            ledger that promises nothing names some figure.
     """
 
     noise_multiplier: float
@@ -37,7 +37,7 @@ class Calibration:
         return (Fraction(self.noise_multiplier) * self.sensitivity) ** 2
 
     def check_covers(
-        self, rule: AggregationRule, *, clip: int, weights: Sequence[int], hostile: int = 0
+        self, rule: ProvenRule, *, clip: int, weights: Sequence[int], hostile: int = 0
     ) -> None:
         """Assert that the rule's bound for the survivors of a sum is no more than this.
 
@@ -46,12 +46,11 @@ class Calibration:
         """
         if self.noise_multiplier > 0:
             declared = rule.l2_sensitivity(len(weights), hostile, clip, weights)
-            assert declared is not None, "such a rule has no calibration"
             assert declared <= self.sensitivity, "a rule's bound does not grow with fewer survivors"
 
 
 def calibrate(
-    rule: AggregationRule,
+    rule: ProvenRule,
     *,
     noise_multiplier: float,
     clip: int,
@@ -66,18 +65,10 @@ def calibrate(
         weights: of the clients, as many as there may be.
         hostile: how many of them the rule is to withstand.
 
-    Raises: InvalidPlan when noise is asked for and the rule proves no bound, or when the noise is
-        too small or too large to be drawn; `metadata["setting"]` names what to change.
+    Raises: InvalidPlan when the noise is too small or too large to be drawn;
+        `metadata["setting"]` names what to change.
     """
     declared = rule.l2_sensitivity(len(weights), hostile, clip, weights)
-    if declared is None:
-        if noise_multiplier > 0:
-            raise InvalidPlan(
-                f'rule: "{rule.name}" proves no bound on what one client can change, so that no '
-                'noise makes it private; privacy = "none" would do, or rule = "weighted-mean"',
-                setting="rule",
-            )
-        return Calibration(0.0, clip)
     assert declared >= 1, "a bound of a contribution that may be something"
     sigma = noise_multiplier * declared
     if noise_multiplier > 0 and not limits.MIN_SIGMA <= sigma <= limits.MAX_SIGMA:

@@ -18,7 +18,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from boltz_mesh.aggregation.centered_clipping import (
+from boltz_mesh.aggregation.centered_step import (
     MAX_SQUARE,
     CenteredClipping,
     Shrinking,

@@ -29,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from boltz_mesh.aggregation.calibration import Calibration
-from boltz_mesh.aggregation.centered_clipping import CenteredClipping
+from boltz_mesh.aggregation.centered_step import CenteredClipping
 from boltz_mesh.coordinator.centre import Centre
 from boltz_mesh.coordinator.centred_sum import CentredSum, CentredUpdates
 from boltz_mesh.coordinator.ordered import in_order

@@ -6,7 +6,7 @@ import math
 from typing import Final
 
 from boltz_mesh.aggregation.calibration import Calibration, calibrate
-from boltz_mesh.aggregation.centered_clipping import CenteredClipping
+from boltz_mesh.aggregation.centered_step import CenteredClipping
 from boltz_mesh.aggregation.weighted_mean import WEIGHTED_MEAN, WeightedMean
 from boltz_mesh.rounds.plan_refusal import refuse
 from boltz_mesh.rounds.plan_types import Plan

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from hypothesis import strategies as st
 
-from boltz_mesh.aggregation.centered_clipping import (
+from boltz_mesh.aggregation.centered_step import (
     CenteredClipping,
     centre_units,
     shortened,

@@ -9,7 +9,7 @@ from fractions import Fraction
 import pytest
 
 from boltz_mesh.aggregation.calibration import Calibration, calibrate
-from boltz_mesh.aggregation.rule import AggregationRule
+from boltz_mesh.aggregation.rule import ProvenRule
 from boltz_mesh.aggregation.weighted_mean import WEIGHTED_MEAN
 from boltz_protocol.errors import InvalidPlan
 
@@ -18,10 +18,10 @@ from boltz_protocol.errors import InvalidPlan
 class Declared:
     """A rule that declares what it is told, whatever the round."""
 
-    bound: int | None
-    name: str = "median"
+    bound: int
+    name: str = "declared"
 
-    def l2_sensitivity(self, n: int, f: int, clip: int, weights: Sequence[int]) -> int | None:
+    def l2_sensitivity(self, n: int, f: int, clip: int, weights: Sequence[int]) -> int:
         return self.bound
 
 
@@ -31,11 +31,11 @@ class GrowsWithFewer:
 
     name: str = "growing"
 
-    def l2_sensitivity(self, n: int, f: int, clip: int, weights: Sequence[int]) -> int | None:
+    def l2_sensitivity(self, n: int, f: int, clip: int, weights: Sequence[int]) -> int:
         return clip // n
 
 
-def noise_of(rule: AggregationRule, z: float, *, clip: int = 1000, n: int = 3) -> Calibration:
+def noise_of(rule: ProvenRule, z: float, *, clip: int = 1000, n: int = 3) -> Calibration:
     return calibrate(rule, noise_multiplier=z, clip=clip, weights=(255,) * n)
 
 
@@ -44,13 +44,6 @@ def test_sigma_is_z_times_what_the_rule_declares_exactly() -> None:
     assert noise_of(Declared(7), 1.1).sigma_squared == (Fraction(1.1) * 7) ** 2
     assert noise_of(Declared(2000), 0.5).sensitivity == 2000  # more than the clip, if it says so
     assert noise_of(WEIGHTED_MEAN, 0.0).sigma_squared == 0
-
-
-def test_a_rule_without_a_proof_gets_no_noise() -> None:
-    with pytest.raises(InvalidPlan, match=r'"median" proves no bound.*privacy = "none"') as error:
-        noise_of(Declared(None), 1.0)
-    assert error.value.metadata["setting"] == "rule"
-    assert noise_of(Declared(None), 0.0) == Calibration(0.0, 1000)
 
 
 @pytest.mark.parametrize(("z", "would_do"), [(0.01, "0.0714286"), (1e6, "149797")])
@@ -66,8 +59,6 @@ def test_the_noise_must_cover_whoever_survives() -> None:
     calibration.check_covers(growing, clip=1000, weights=(255,) * 4)
     with pytest.raises(AssertionError, match="fewer survivors"):
         calibration.check_covers(growing, clip=1000, weights=(255,) * 2)
-    with pytest.raises(AssertionError, match="no calibration"):
-        calibration.check_covers(Declared(None), clip=1000, weights=(255,))
     # Without noise there is nothing to cover.
     noise_of(growing, 0.0, n=4).check_covers(growing, clip=1000, weights=(255,) * 2)
 

@@ -17,8 +17,8 @@ import pytest
 from hypothesis import HealthCheck, find, given, settings
 
 from boltz_mesh.aggregation.calibration import calibrate
-from boltz_mesh.aggregation.centered_clipping import CenteredClipping
-from boltz_mesh.aggregation.rule import AggregationRule
+from boltz_mesh.aggregation.centered_step import CenteredClipping
+from boltz_mesh.aggregation.rule import ProvenRule
 from boltz_mesh.aggregation.weighted_mean import WEIGHTED_MEAN
 from boltz_protocol import limits
 from tests.unit.aggregation.sums import Round, rounds, term_of
@@ -33,7 +33,7 @@ def squared(vector: npt.NDArray[np.int64]) -> int:
     return sum(int(value) ** 2 for value in vector)
 
 
-def calibrated_to(rule: AggregationRule, round: Round) -> int:
+def calibrated_to(rule: ProvenRule, round: Round) -> int:
     """What the noise of this round covers, over z: declared before anyone has survived."""
     calibration = calibrate(
         rule,
@@ -71,7 +71,7 @@ def half(round: Round) -> npt.NDArray[np.int64]:
     return terms(round, 0.5)
 
 
-def covered(round: Round, rule: AggregationRule, parts: Parts) -> bool:
+def covered(round: Round, rule: ProvenRule, parts: Parts) -> bool:
     return largest_change(round, parts) <= calibrated_to(rule, round) ** 2
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from boltz_mesh.aggregation.rule import AggregationRule
+from boltz_mesh.aggregation.rule import ProvenRule
 from boltz_mesh.aggregation.weighted_mean import WEIGHTED_MEAN, block_mean
 from boltz_mesh.trust.newcomer import NEWCOMER_TRUST, TRUST_DENOMINATOR
 
@@ -45,7 +45,7 @@ def test_the_ends_of_int32_survive() -> None:
 
 
 def test_the_sensitivity_is_the_clip() -> None:
-    rule: AggregationRule = WEIGHTED_MEAN
+    rule: ProvenRule = WEIGHTED_MEAN
     assert rule.l2_sensitivity(2, 1, 65_536, [3, 255]) == 65_536
     assert rule.name == "weighted-mean"
 

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from boltz_mesh.aggregation.calibration import calibrate
-from boltz_mesh.aggregation.centered_clipping import CenteredClipping, centre_units
+from boltz_mesh.aggregation.centered_step import CenteredClipping, centre_units
 from boltz_mesh.coordinator.centre import Centre, PublishedStep
 from boltz_mesh.coordinator.centred_sum import CentredSum, CentredUpdates
 from boltz_mesh.coordinator.fold import AggregateOutOfRange, Folder, Summing

@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import pytest
 
-from boltz_mesh.aggregation.centered_clipping import CenteredClipping
+from boltz_mesh.aggregation.centered_step import CenteredClipping
 from boltz_mesh.aggregation.weighted_mean import WEIGHTED_MEAN
 from boltz_mesh.rounds.plan import plan_from_json, plan_from_toml, plan_to_json, validate_encoding
 from boltz_mesh.rounds.plan_rule import calibration_of, rule_of

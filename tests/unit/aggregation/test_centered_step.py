@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from boltz_mesh.aggregation.centered_clipping import (
+from boltz_mesh.aggregation.centered_step import (
     CenteredClipping,
     centre_units,
     shortened,
