@@ -15,6 +15,9 @@ PYTHONS ?= python3 python3.13 python3.12 python3.11 /usr/bin/python3
 TORCH ?= torch==2.13.0
 # Twenty US stocks and the S&P 500, daily 1990 to 2022, for the demo; only its data files are read.
 MARKET_DATA ?= skfolio==1.12.2
+# Robust rules by other hands, for the tests to compare with. It declares torchvision and more, of
+# which what is compared with needs nothing.
+ORACLE ?= byzfl==0.0.11
 # Arguments for the command behind a target, as in `make demo ARGS="--clients 20"`.
 ARGS ?=
 # The shortest demo that still trains over the wire: one origin, one noise seed.
@@ -42,7 +45,7 @@ $(STAMP): pyproject.toml client_sdk/pyproject.toml
 	  "$$python" -m venv $(VENV); }
 	$(PIP) '$(TORCH)'
 	$(PIP) -e ./client_sdk -e '.[dev]'
-	$(PIP) --no-deps '$(MARKET_DATA)'
+	$(PIP) --no-deps '$(MARKET_DATA)' '$(ORACLE)'
 	@touch $@
 
 .PHONY: demo

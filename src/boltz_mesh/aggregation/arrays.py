@@ -96,21 +96,33 @@ def centered_clipping(updates: FloatArray, radius: float, rounds: int) -> Float6
 def nearest_neighbour_mixing(updates: FloatArray, byzantine: int) -> Float64Array:
     """Each update replaced by the mean of the clients - byzantine updates nearest to it.
 
-    Allouah et al. 2023, "Fixing by Mixing", algorithm 2; to be followed by a rule. Needs
+    Allouah et al. 2023, "Fixing by Mixing"; to be followed by a rule. Needs
     2 * byzantine + 1 clients. (clients, parameters) float64. See `robust.MixedTrimmedMean`.
 
     Raises: TooFewClients, InvalidPlan, ShapeMismatch, NotFinite.
     """
     rule = MixedTrimmedMean(byzantine)
     values = _checked(updates)
-    state = rule.init(np.ones(len(values), np.int64), _measured(values))
+    state = rule.init(np.ones(len(values), np.int64), _measured(_centred(values)))
     assert state.mixing is not None
-    return np.asarray(state.mixing @ values, np.float64)
+    return np.asarray((state.mixing @ values)[state.places], np.float64)
 
 
 def _checked(updates: FloatArray) -> Float64Array:
     check_rows(updates)
     return updates.astype(np.float64, copy=False)
+
+
+def _centred(values: Float64Array) -> Float64Array:
+    """The rows without what is common to them, for rules that depend on distances only.
+
+    Inner products of rows that are long and close together leave little of their distances. The
+    mesh's rows are differences from a published model; arrays may be whole models. The median is
+    the centre, as a liar's row decides on the mean.
+    """
+    counted = np.ones(len(values), np.int64)
+    with np.errstate(over="ignore"):
+        return values - apply_values(CoordinateMedian().init(counted, None), values)
 
 
 def _measured(values: Float64Array) -> Float64Array:
@@ -135,5 +147,5 @@ def _aggregate(
                 f"weights: they are integers of 1 to {limits.MAX_WEIGHT}", setting="weights"
             )
         counted = np.array(weights, np.int64)
-    gram = _measured(values) if rule.measures else None
+    gram = _measured(_centred(values)) if rule.measures else None
     return apply_values(rule.init(counted, gram), values)

@@ -7,8 +7,8 @@ the rows, which adds up over blocks of coordinates:
     |x_i - A a|^2 = G_ii - 2 (G a)_i + a' G a        with A a = sum of a_j x_j
 
 So a rule is decided on n x n numbers, and applied by one product with the rows. Where two distances
-are equal but for rounding, they are taken as equal, and whatever is to be counted of them is spread
-over all of them evenly: no order of the rows decides.
+are equal but for rounding, they are taken as equal, and the row with the smaller place comes first
+(as Blanchard et al. 2017 have it), so that rounding decides nothing.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import numpy as np
 
 from boltz_mesh.aggregation.rows import Float64Array
 
-# Inner products carry a relative error of some 2^-53 times the root of the number of terms that
-# were added one by one; of two squared distances, a difference below this is no difference.
-_ROUNDING: Final = 2.0**-40
+# Inner products are sums of blocks' sums, with a relative error of a few times 2^-53 of the squared
+# lengths. Two squared distances closer than this many times those are not told apart.
+_ROUNDING: Final = 2.0**-46
 #: Steps converge by a constant factor, but for medians on or near a row; a step is n^2 products.
 MAX_STEPS: Final = 1000
 _CONVERGED: Final = 1e-12
@@ -43,9 +43,9 @@ def _rounding_errors(gram: Float64Array) -> Float64Array:
 
 
 def smallest(values: Float64Array, errors: Float64Array, count: int) -> Float64Array:
-    """By how much each value is among the `count` smallest of its line: (m, n) float64 in [0, 1].
+    """Which are the `count` smallest of each line: (m, n) float64 of 0 and 1.
 
-    Values that are not told apart from the last one that counts share what is left of the count.
+    Of values that are not told apart from the last one that counts, those first in the line count.
 
     Args:
         values: (m, n).
@@ -56,11 +56,11 @@ def smallest(values: Float64Array, errors: Float64Array, count: int) -> Float64A
     below = values < border - errors
     on_border = (values <= border + errors) & ~below
     left = count - np.count_nonzero(below, axis=1, keepdims=True)
-    return below + on_border * (left / np.count_nonzero(on_border, axis=1, keepdims=True))
+    return (below | (on_border & (np.cumsum(on_border, axis=1) <= left))).astype(np.float64)
 
 
 def mixing(gram: Float64Array, weights: Float64Array, byzantine: int) -> Float64Array:
-    """Nearest-neighbour mixing (Allouah et al. 2023, "Fixing by Mixing", algorithm 2), by weight.
+    """Nearest-neighbour mixing (Allouah et al. 2023, "Fixing by Mixing"), by weight.
 
     Args:
         gram: (n, n).
@@ -71,13 +71,15 @@ def mixing(gram: Float64Array, weights: Float64Array, byzantine: int) -> Float64
         (n, n) float64: line i gives the weighted mean of the n - f rows nearest to row i, itself
         among them. Lines add up to 1.
     """
-    kept = smallest(squared_distances(gram), _rounding_errors(gram), len(weights) - byzantine)
+    distances = squared_distances(gram)
+    np.fill_diagonal(distances, -np.inf)
+    kept = smallest(distances, _rounding_errors(gram), len(weights) - byzantine)
     shares = kept * weights
     return np.asarray(shares / shares.sum(axis=1, keepdims=True), np.float64)
 
 
 def krum(gram: Float64Array, weights: Float64Array, byzantine: int, select: int) -> Float64Array:
-    """Multi-Krum (Blanchard et al. 2017, sections 4 and 5): (n,) float64, adding up to 1.
+    """Multi-Krum (Blanchard et al. 2017, section 4): (n,) float64, adding up to 1.
 
     A row's score is the sum of the squared distances to the n - f - 2 others nearest to it; the
     `select` rows of lowest score are averaged, by weight.
@@ -106,7 +108,7 @@ def weiszfeld(gram: Float64Array, weights: Float64Array) -> Float64Array:
     """The weighted geometric median: (n,) float64, at least 0, adding up to 1.
 
     The smoothed Weiszfeld algorithm (Pillutla, Kakade and Harchaoui 2022, "Robust Aggregation for
-    Federated Learning", algorithm 2), from the weighted mean, until no coefficient moves by more
+    Federated Learning"), from the weighted mean, until no coefficient moves by more
     than 1e-12 or MAX_STEPS are done. A distance is smoothed at 2^-20 of the length of its row: one
     floor for all rows, relative to their mean length, would be set by the longest liar.
     """

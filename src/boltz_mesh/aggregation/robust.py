@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from boltz_mesh.aggregation.coefficients import krum, mixing, weiszfeld
 from boltz_mesh.aggregation.rows import Float64Array, FloatArray, Rows
-from boltz_mesh.aggregation.trimming import block_coordinates, trimmed_mean_of
+from boltz_mesh.aggregation.trimming import blocks_of, trimmed_mean_of
 from boltz_protocol import limits
 from boltz_protocol.errors import InvalidPlan, LimitExceeded, NotFinite, TooFewClients
 
@@ -34,12 +34,17 @@ class RuleState:
     """What a rule has decided on before it looks at single coordinates.
 
     Attributes:
-        mixing: (m, n) float64, the m combinations of the n rows; None where they are the rows.
-        weights: (m,) float64, positive, of the combinations.
-        trimmed: how many of the combinations are dropped at either end of each coordinate.
+        mixing: (u, n) float64, the different combinations of the n rows; None where rows stay as
+            they are.
+        places: (m,) int64, which of those the m rows that are averaged are. Rows with the same
+            neighbours have one mix, computed once: its copies are equal bit by bit, and no rounding
+            decides which of them is dropped.
+        weights: (m,) float64, positive, of what is averaged, adding up to 1.
+        trimmed: how many of the m values are dropped at either end of each coordinate.
     """
 
     mixing: Float64Array | None = field(repr=False)
+    places: NDArray[np.int64] = field(repr=False)
     weights: Float64Array = field(repr=False)
     trimmed: int
 
@@ -86,27 +91,18 @@ def gram_of(rows: Rows) -> Float64Array:
 
 def gram_of_values(values: FloatArray) -> Float64Array:
     """`gram_of` on an array: (n, k) float32 or float64 to (n, n) float64."""
-    n, coordinates = values.shape
-    gram = np.zeros((n, n))
-    step = block_coordinates(n, 8)
-    for start in range(0, coordinates, step):
-        block = values[:, start : start + step].astype(np.float64)
+    gram = np.zeros((len(values), len(values)))
+    for _, block in blocks_of(values):
         gram += block @ block.T
     return gram
 
 
 def apply_values(state: RuleState, values: FloatArray) -> Float64Array:
     """`RobustRule.apply` on an array: (n, k) to (k,) float64."""
-    if state.mixing is None:
-        return trimmed_mean_of(values, state.weights, state.trimmed)
-    assert state.mixing.shape[1] == values.shape[0], "the state is of other rows"
-    coordinates = values.shape[1]
-    coefficients = state.mixing.astype(values.dtype)
-    result = np.empty(coordinates, np.float64)
-    step = block_coordinates(values.shape[0], values.itemsize)
-    for start in range(0, coordinates, step):
-        mixed = coefficients @ values[:, start : start + step]
-        result[start : start + step] = trimmed_mean_of(mixed, state.weights, state.trimmed)
+    result = np.empty(values.shape[1], np.float64)
+    for place, block in blocks_of(values):
+        averaged = block if state.mixing is None else (state.mixing @ block)[state.places]
+        result[place] = trimmed_mean_of(averaged, state.weights, state.trimmed)
     return result
 
 
@@ -140,7 +136,7 @@ class CoordinateMedian(_Applied):
     def init(self, weights: NDArray[np.int64], gram: Float64Array | None) -> RuleState:
         """See `RobustRule.init`."""
         shares = _checked(self, weights, gram)
-        return RuleState(None, shares, (len(shares) - 1) // 2)
+        return _rows_themselves(shares, (len(shares) - 1) // 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +168,7 @@ class TrimmedMean(_Applied):
 
     def init(self, weights: NDArray[np.int64], gram: Float64Array | None) -> RuleState:
         """See `RobustRule.init`."""
-        return RuleState(None, _checked(self, weights, gram), self.byzantine)
+        return _rows_themselves(_checked(self, weights, gram), self.byzantine)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,8 +184,7 @@ class MixedTrimmedMean(_Applied):
     honest row has n - f honest rows within D (itself among them), so all that it is mixed of lies
     within D, and so does its mix. By the trimmed mean's argument each coordinate lies between the
     lowest and the highest value of honest mixes, which makes the result lie no further than
-    2 D sqrt(n - f) from any honest row. With equal weights the error is of the optimal order: the
-    robustness coefficient is at most 8 f / (n - f) x (1 + that of the trimmed mean) (theorem 1).
+    2 D sqrt(n - f) from any honest row.
 
     Attributes:
         byzantine: f, at least 0; n >= 2f + 1.
@@ -212,7 +207,8 @@ class MixedTrimmedMean(_Applied):
         """See `RobustRule.init`."""
         shares = _checked(self, weights, gram)
         assert gram is not None
-        return RuleState(mixing(gram, shares, self.byzantine), shares, self.byzantine)
+        mixes, places = np.unique(mixing(gram, shares, self.byzantine), axis=0, return_inverse=True)
+        return RuleState(mixes, places.astype(np.int64), shares, self.byzantine)
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +216,7 @@ class MultiKrum(_Applied):
     """The weighted mean of the rows with the nearest neighbours.
 
     Blanchard, El Mhamdi, Guerraoui and Stainer 2017, "Machine Learning with Adversaries: Byzantine
-    Tolerant Gradient Descent", sections 4 and 5. A row's score is the sum of the squared distances
+    Tolerant Gradient Descent", section 4. A row's score is the sum of the squared distances
     to the n - f - 2 other rows nearest to it; the `select` rows of lowest score are averaged.
 
     What f liars can do, whatever they weigh. Weights do not enter a score, so that a heavy liar is
@@ -285,8 +281,12 @@ class GeometricMedian(_Applied):
         return _combination(weiszfeld(gram, shares))
 
 
+def _rows_themselves(shares: Float64Array, trimmed: int) -> RuleState:
+    return RuleState(None, np.arange(len(shares)), shares, trimmed)
+
+
 def _combination(coefficients: Float64Array) -> RuleState:
-    return RuleState(coefficients[None, :], np.ones(1), 0)
+    return RuleState(coefficients[None, :], np.zeros(1, np.int64), np.ones(1), 0)
 
 
 def _check_byzantine(byzantine: int) -> None:
@@ -299,7 +299,7 @@ def _check_byzantine(byzantine: int) -> None:
 def _checked(
     rule: RobustRule, weights: NDArray[np.int64], gram: Float64Array | None
 ) -> Float64Array:
-    """Check the arguments of `init`; the weights in float64, where they are exact."""
+    """Check the arguments of `init`; each row's share of the weight: (n,) float64."""
     assert weights.ndim == 1
     assert weights.dtype == np.int64
     assert ((weights > 0) & (weights <= _MAX_ROW_WEIGHT)).all(), "they are public and committed"
@@ -319,4 +319,4 @@ def _checked(
         assert gram.shape == (n, n)
         if not np.isfinite(gram).all():
             raise NotFinite("an update is too long: its squared length leaves float64")
-    return weights.astype(np.float64)
+    return np.asarray(weights / weights.sum(), np.float64)
