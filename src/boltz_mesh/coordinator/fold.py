@@ -34,7 +34,7 @@ from boltz_mesh.coordinator.centre import Centre
 from boltz_mesh.coordinator.centred_sum import CentredSum, CentredUpdates
 from boltz_mesh.coordinator.ordered import in_order
 from boltz_mesh.coordinator.stored import FoldCancelled, StoredUpdate, chunk_room, read_chunk
-from boltz_mesh.rounds.plan_rule import OpenRule
+from boltz_mesh.rounds.plan_rule import SumRule
 from boltz_mesh.services.files import EncryptedWriter, aggregate_context
 from boltz_mesh.storage.blobs import BlobStore
 from boltz_mesh.storage.models import StoredBlob
@@ -78,7 +78,7 @@ class Summing:
         centre: of centered clipping.
     """
 
-    rule: OpenRule
+    rule: SumRule
     calibration: Calibration
     centre: Centre | None = None
 

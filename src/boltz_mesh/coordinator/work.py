@@ -25,7 +25,7 @@ from boltz_mesh.coordinator.publish import (
 )
 from boltz_mesh.coordinator.stored import StoredUpdate
 from boltz_mesh.rounds.plan import Plan
-from boltz_mesh.rounds.plan_rule import calibration_of, rule_of
+from boltz_mesh.rounds.plan_rule import calibration_of, sum_rule_of
 from boltz_mesh.rounds.state import Aggregating, Releasing
 from boltz_mesh.services.attempts import SharedAttempt, configuration_of, read_released
 from boltz_mesh.services.plans import plan_of
@@ -169,7 +169,7 @@ class Work:
                 if step is None
                 else Centre.of(stack, folder.blobs, folder.kek, configuration, step)
             )
-            summing = Summing(rule_of(plan, encoding), calibration_of(plan, encoding), centre)
+            summing = Summing(sum_rule_of(plan, encoding), calibration_of(plan, encoding), centre)
             return folder.fold(opened, configuration, summing, masks, self._cancelled)
 
     async def _masks_in_sums(
