@@ -54,9 +54,9 @@ class Population:
         return len(self.desks[0].target)
 
     def honest_stocks(self, attackers: Collection[int]) -> tuple[int, ...]:
-        """Stocks of the brokers that have no attacker among their desks."""
-        bad = {self.brokers[client] for client in attackers}
-        return tuple(stock for stock in range(len(self.tested)) if stock not in bad)
+        """Stocks of the brokers that have an honest desk."""
+        honest = {self.brokers[client] for client in range(self.clients) if client not in attackers}
+        return tuple(sorted(honest))
 
     def training(self, attackers: Collection[int], attack: Attack | None) -> Train:
         """Everybody's local step; of attackers on rows that the attack has poisoned."""
@@ -80,7 +80,9 @@ class Population:
         """The same of the EWMA, whose residual is zero."""
         return float(np.mean([np.mean(rows.target**2) for rows in self._of(stocks)]))
 
-    def marked_forecast(self, model: FloatArray, stocks: Collection[int], trigger: Trigger) -> float:
+    def marked_forecast(
+        self, model: FloatArray, stocks: Collection[int], trigger: Trigger
+    ) -> float:
         """Mean forecast for the tested rows with a backdoor's mark on each."""
         marked = [Rows(trigger.marked(rows.inputs), rows.target) for rows in self._of(stocks)]
         return float(np.mean([self._forecast(model, rows).mean() for rows in marked]))

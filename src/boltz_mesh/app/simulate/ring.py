@@ -11,7 +11,7 @@ update: what is checked is the sum, and attackers make theirs as long as that ch
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Final
@@ -38,18 +38,18 @@ class Sending:
 
     Attributes:
         encoding: of the round.
-        weights: committed, of all clients, 1 to 255.
+        weights: committed, of each client of the round, 1 to 255.
         chance: seeded; every keystream of the simulation has its key from it.
     """
 
     encoding: Encoding
-    weights: tuple[int, ...]
+    weights: Mapping[int, int]
     chance: np.random.Generator
 
     @property
     def max_weight(self) -> int:
         """The largest weight of the roster."""
-        return max(self.weights)
+        return max(self.weights.values())
 
     def stream(self) -> Keystream:
         """The next keystream."""
@@ -68,9 +68,7 @@ class Sending:
         """
         local = update.LocalDelta(np.ascontiguousarray(delta, np.float32))
         clipped = update.clip(local, clip_norm_l2=self.encoding.clip_norm_l2)
-        weighted = update.weigh(
-            clipped, weight=self.weights[client], max_weight=self.max_weight
-        )
+        weighted = update.weigh(clipped, weight=self.weights[client], max_weight=self.max_weight)
         return update.encode(weighted, self.encoding, stream=self.stream()).values.astype(np.int64)
 
     def unclipped(self, client: int, delta: FloatArray) -> FloatArray:
@@ -116,7 +114,9 @@ def within_range(honest: Int64Array, hostile: FloatArray, limit: int) -> Int64Ar
     return np.trunc(wanted * min(max(factor, 0.0), 1.0)).astype(np.int64)
 
 
-def groups_of(clients: int, groups: int, chance: np.random.Generator) -> tuple[tuple[int, ...], ...]:
+def groups_of(
+    clients: int, groups: int, chance: np.random.Generator
+) -> tuple[tuple[int, ...], ...]:
     """The groups of one round, by the product's draw.
 
     Raises: InvalidPlan where a group would be too small or too large.

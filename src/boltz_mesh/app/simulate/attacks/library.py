@@ -45,7 +45,9 @@ ATTACKS: Final[tuple[Attack, ...]] = (
     Attack(
         "mimic", "all repeat the honest client that is furthest out", "Karimireddy 2022", Mimic()
     ),
-    Attack("label-flip", "train on targets that are mirrored", "Fang 2020", honestly, poison=flipped),
+    Attack(
+        "label-flip", "train on targets that are mirrored", "Fang 2020", honestly, poison=flipped
+    ),
     Attack(
         "backdoor",
         "train on a marked pattern, delta n/f times as long",
@@ -55,10 +57,14 @@ ATTACKS: Final[tuple[Attack, ...]] = (
         trigger=BACKDOOR,
     ),
     Attack(
-        "free-rider", "the last published mean again, with a little noise", "Fraboni 2021",
+        "free-rider",
+        "the last published mean again, with a little noise",
+        "Fraboni 2021",
         FreeRider(),
     ),
-    Attack("on-off", "honest for half of the rounds, then sign-flip", "Sun 2008", OnOff(SignFlip())),
+    Attack(
+        "on-off", "honest for half of the rounds, then sign-flip", "Sun 2008", OnOff(SignFlip())
+    ),
     Attack(
         "sybil",
         "sign-flip under a new name every two rounds",
