@@ -120,7 +120,7 @@ def simulate(
         cells = (len(study.attacks) + matrix) * len(study.scenarios)
         today = f"{datetime.now(UTC):%Y-%m-%d}"
         with display.progress(cells) as tell:
-            report = run_study(options, study, market, prices.source, today, tell)
+            report = run_study(options, study, market, tell, source=prices.source, date=today)
     except (MarketDataMissing, MarketDataInvalid) as error:
         # Both speak of what was asked for.
         print_error(error)

@@ -187,8 +187,8 @@ def sentences(report: Report) -> list[str]:
         "each with other attackers.",
         f"client: {report.unit}; clip norm {report.clip_norm:g}; sample counts weigh up to "
         f"2^{report.sample_bucket_cap}; privacy: {report.privacy}.",
-        "Masks cancel in each sum and are left out; clip, encoding, groups, noise, rules, trust and "
-        "quarantine are the product's. Attackers see every honest update before they send.",
+        "Masks cancel in each sum and are left out; clip, encoding, groups, noise, rules, trust "
+        "and quarantine are the product's. Attackers see every honest update before they send.",
     ]
     missed = report.missed(rule)
     told.append(

@@ -85,10 +85,10 @@ def _open(scenario: Scenario, sending: Sending, sent: Sent, last: FloatArray) ->
         rule = robust_rule(scenario.rule, scenario.attackers, len(members))
         mean = _combined(rule, rows, weights)
         return Aggregated(mean, rows, tuple((client,) for client in members))
-    rule = scenario.sum_rule()
+    summing = scenario.sum_rule()
     noise = sending.noise(scenario.calibration().sigma_squared)
-    if isinstance(rule, CenteredClipping):
-        total = _centred(rule, sending, members, encoded, last) + noise
+    if isinstance(summing, CenteredClipping):
+        total = _centred(summing, sending, members, encoded, last) + noise
     else:
         total = encoded.sum(axis=0) + noise
     return Aggregated(sending.mean(total, members), None, (members,))

@@ -6,7 +6,7 @@ import math
 import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, get_args
+from typing import Final
 
 from boltz_mesh.app.demo.options import DemoOptions, task_for
 from boltz_mesh.app.demo.settings import (

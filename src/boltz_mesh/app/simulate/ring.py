@@ -59,7 +59,9 @@ class Sending:
         """What a client's clip leaves of a delta (d,), in reals."""
         local = update.LocalDelta(np.ascontiguousarray(delta, np.float32))
         clipped = update.clip(local, clip_norm_l2=self.encoding.clip_norm_l2)
-        return clipped.values.astype(np.float64) * clipped.factor
+        reals: FloatArray = clipped.values.astype(np.float64)
+        reals *= clipped.factor
+        return reals
 
     def encoded(self, client: int, delta: FloatArray) -> Int64Array:
         """A client's contribution to a sum, (d,), by the product's own steps.
@@ -80,7 +82,8 @@ class Sending:
         """The mean delta of a sum over these clients."""
         scale = 2.0**self.encoding.scale_log2
         weight = sum(self.weights[client] for client in members)
-        return total * (self.max_weight / (scale * weight))
+        mean: FloatArray = total.astype(np.float64) * (self.max_weight / (scale * weight))
+        return mean
 
     def noise(self, variance: Fraction) -> Int64Array:
         """Discrete Gaussian noise of this variance parameter, (d,), by the product's sampler."""
@@ -111,7 +114,8 @@ def within_range(honest: Int64Array, hostile: FloatArray, limit: int) -> Int64Ar
     slope = float(start @ wanted)
     factor = (math.sqrt(slope * slope + square * max(room, 0.0)) - slope) / square
     # Towards zero: rounding makes no coordinate larger.
-    return np.trunc(wanted * min(max(factor, 0.0), 1.0)).astype(np.int64)
+    sent: Int64Array = np.trunc(wanted * min(max(factor, 0.0), 1.0)).astype(np.int64)
+    return sent
 
 
 def groups_of(

@@ -1,8 +1,8 @@
 """Trust, weights and quarantine from round to round, by the product's own arithmetic.
 
-It is what the mesh keeps in its database: states forget, evidence counts, weights follow from sample
-bucket and trust. Every client of the simulation answers in time, so that its conduct is good in
-every round; what it sent is looked at only where the mode allows it.
+It is what the mesh keeps in its database: states forget, evidence counts, weights follow from
+sample bucket and trust. Every client of the simulation answers in time, so that its conduct is good
+in every round; what it sent is looked at only where the mode allows it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from boltz_protocol import limits, weights
 
 #: Clients declare the best quality: none of the attacks is about it, and a liar would say the same.
 _QUALITY: Final = limits.MAX_QUALITY_BUCKET
-#: No client is kept below a share of its own: a plan's default.
+#: Of one client in a round's weight: a plan's default, which lowers nobody.
 _SHARE_CAP: Final = 1.0
 
 

@@ -132,7 +132,13 @@ def bench_of(study: Study, market: Market) -> Bench:
 
 
 def run_study(
-    options: SimulateOptions, study: Study, market: Market, source: str, date: str, tell: Progress
+    options: SimulateOptions,
+    study: Study,
+    market: Market,
+    tell: Progress,
+    *,
+    source: str,
+    date: str,
 ) -> Report:
     """All cells of a study.
 

@@ -28,4 +28,5 @@ class OnOff:
         return sight.number >= self.honest_share * sight.rounds
 
     def __call__(self, sight: Sight) -> FloatArray:
+        """What the attackers send: (f, d)."""
         return self.strike(sight) if self.strikes(sight) else sight.own

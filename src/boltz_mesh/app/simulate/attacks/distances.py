@@ -21,20 +21,21 @@ import numpy as np
 from boltz_mesh.app.demo.data import FloatArray
 from boltz_mesh.app.simulate.attacks.sight import Sight
 
-#: Ways to push: the paper's, against the mean's direction, its signs or the spread, and along signs.
+#: Ways to push: the paper's, against the mean's direction, signs or spread; and along its signs.
 Push = Literal["inverse-unit-vector", "inverse-sign", "inverse-deviation", "sign"]
 
 
 def pushed(honest: FloatArray, push: Push) -> FloatArray:
     """p, (d,), from honest deltas (h, d)."""
-    mean = honest.mean(axis=0)
+    mean: FloatArray = honest.mean(axis=0)
+    spread: FloatArray = honest.std(axis=0)
     match push:
         case "inverse-unit-vector":
             return -mean / max(float(np.linalg.norm(mean)), np.finfo(np.float64).tiny)
         case "inverse-sign":
             return -np.sign(mean)
         case "inverse-deviation":
-            return -honest.std(axis=0)
+            return -spread
         case "sign":
             return np.sign(mean)
 
@@ -42,7 +43,9 @@ def pushed(honest: FloatArray, push: Push) -> FloatArray:
 def squared_distances(honest: FloatArray) -> FloatArray:
     """Squared distance of each honest delta to each, (h, h)."""
     squares = np.einsum("ij,ij->i", honest, honest)
-    return np.maximum(squares[:, None] + squares[None] - 2 * honest @ honest.T, 0.0)
+    products = honest @ honest.T
+    distances: FloatArray = np.maximum(squares[:, None] + squares[None] - 2 * products, 0.0)
+    return distances
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,7 @@ class MinMax:
     push: Push = "sign"
 
     def __call__(self, sight: Sight) -> FloatArray:
+        """What the attackers send: (f, d)."""
         honest = sight.honest
         mean, p = honest.mean(axis=0), pushed(honest, self.push)
         limit = float(squared_distances(honest).max())
@@ -72,6 +76,7 @@ class MinSum:
     push: Push = "sign"
 
     def __call__(self, sight: Sight) -> FloatArray:
+        """What the attackers send: (f, d)."""
         honest = sight.honest
         mean, p = honest.mean(axis=0), pushed(honest, self.push)
         limit = float(squared_distances(honest).sum(axis=1).max())
@@ -91,6 +96,7 @@ class Mimic:
     """
 
     def __call__(self, sight: Sight) -> FloatArray:
+        """What the attackers send: (f, d)."""
         centred = sight.honest - sight.honest.mean(axis=0)
         widest = np.linalg.svd(centred, full_matrices=False)[2][0]
         chosen = int(np.argmax(np.abs(centred @ widest)))

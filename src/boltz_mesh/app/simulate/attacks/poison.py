@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-import numpy as np
-
 from boltz_mesh.app.demo.data import FloatArray
 from boltz_mesh.app.demo.task import FEATURE_BOUND, Rows
 from boltz_mesh.app.simulate.attacks.sight import Sight, Trigger
@@ -45,4 +43,5 @@ class Boosted:
     """
 
     def __call__(self, sight: Sight) -> FloatArray:
+        """What the attackers send: (f, d)."""
         return sight.own * (sight.clients / sight.attackers)

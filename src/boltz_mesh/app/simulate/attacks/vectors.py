@@ -27,6 +27,7 @@ class SignFlip:
     factor: float = 10.0
 
     def __call__(self, sight: Sight) -> FloatArray:
+        """What the attackers send: (f, d)."""
         return -self.factor * sight.own
 
 
@@ -41,6 +42,7 @@ class Scaling:
     factor: float = 100.0
 
     def __call__(self, sight: Sight) -> FloatArray:
+        """What the attackers send: (f, d)."""
         return self.factor * sight.own
 
 
@@ -55,6 +57,7 @@ class Gaussian:
     deviation: float = 200.0
 
     def __call__(self, sight: Sight) -> FloatArray:
+        """What the attackers send: (f, d)."""
         return sight.chance.normal(0.0, self.deviation, sight.own.shape)
 
 
@@ -87,6 +90,7 @@ class Alie:
     least: float = LEAST_DEVIATIONS
 
     def __call__(self, sight: Sight) -> FloatArray:
+        """What the attackers send: (f, d)."""
         deviations = max(self.least, alie_bound(sight.clients, sight.attackers))
         spread = sight.honest.std(axis=0)
         return sight.together(sight.honest.mean(axis=0) + deviations * spread)
@@ -104,6 +108,7 @@ class InnerProduct:
     epsilon: float = 10.0
 
     def __call__(self, sight: Sight) -> FloatArray:
+        """What the attackers send: (f, d)."""
         return sight.together(-self.epsilon * sight.honest.mean(axis=0))
 
 
@@ -118,5 +123,6 @@ class FreeRider:
     noise: float = 0.1
 
     def __call__(self, sight: Sight) -> FloatArray:
+        """What the attackers send: (f, d)."""
         scale = self.noise * float(np.linalg.norm(sight.last)) / np.sqrt(sight.last.size)
         return sight.last + sight.chance.normal(0.0, scale, sight.own.shape)
