@@ -99,6 +99,14 @@ class Observer:
             beside = block - part
             self.residuals += beside @ beside.T
 
+    def include(self, other: Observer) -> None:
+        """Add what another observer of the same rows has seen."""
+        assert (other.rows, other.weights) == (self.rows, self.weights)
+        self.squares += other.squares
+        self.inner += other.inner
+        self.residuals += other.residuals
+        self.result_square += other.result_square
+
     def finish(self) -> Observations:
         """The observations of all blocks that were added."""
         norms = np.sqrt(self.squares)
