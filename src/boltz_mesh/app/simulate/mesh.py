@@ -13,11 +13,12 @@ from boltz_mesh.aggregation.centered_step import (
     shortened,
     shrinking,
 )
-from boltz_mesh.aggregation.robust import RobustRule, gram_of
+from boltz_mesh.aggregation.robust import gram_of
 from boltz_mesh.aggregation.rows import ClientRows, GroupRows, NoisedGroupSum, Rows, Unprotected
 from boltz_mesh.app.demo.data import FloatArray
-from boltz_mesh.app.simulate.ring import Int64Array, Sending, groups_of, within_range
-from boltz_mesh.app.simulate.scenario import ROBUST, Scenario, robust_rule
+from boltz_mesh.app.simulate.ring import Int64Array, Sending, groups_of, range_factor
+from boltz_mesh.app.simulate.scenario import Scenario
+from boltz_mesh.rounds.plan_robust import RobustChoice
 from boltz_protocol.clip import clip_factor
 from boltz_protocol.packing import norm_squared24
 
@@ -46,7 +47,7 @@ class Aggregated:
 
     Attributes:
         mean: (d,), the aggregate, noise included.
-        rows: what the rule compared; None where it compared nothing.
+        rows: what the mesh may look at; None where that is nothing.
         members: clients of each row, in the order of the rows; of the whole sum without rows.
     """
 
@@ -67,31 +68,41 @@ def aggregate(scenario: Scenario, sending: Sending, sent: Sent, last: FloatArray
         return _open(scenario, sending, sent, last)
     if scenario.mode == "sealed":
         members = tuple(sent.clients)
-        total = _masked_sum(scenario, sending, sent, members)
+        (total,) = _masked_sums(scenario, sending, sent, (members,))
         return Aggregated(sending.mean(total, members), None, (members,))
     return _grouped(scenario, sending, sent)
 
 
 def _open(scenario: Scenario, sending: Sending, sent: Sent, last: FloatArray) -> Aggregated:
     members = tuple(sent.clients)
-    everybody = {**sent.honest, **sent.hostile}
-    # The mesh measures each update, so attackers clip as everybody does.
-    encoded = np.stack([sending.encoded(client, everybody[client]) for client in members])
-    if scenario.rule in ROBUST:
-        weights = [sending.weights[client] for client in members]
-        scale = 2.0**sending.encoding.scale_log2
-        shares = np.array(weights, np.float64) / sending.max_weight
-        rows = ClientRows(encoded / (shares * scale)[:, None], Unprotected.of("open", "none"))
-        rule = robust_rule(scenario.rule, scenario.attackers, len(members))
-        mean = _combined(rule, rows, weights)
-        return Aggregated(mean, rows, tuple((client,) for client in members))
+    rows: ClientRows | None = None
+    choice = scenario.robust
+    # The mesh measures each update against the bound of the largest weight, so attackers clip; a
+    # rule that sees rows clips each to the share of its own weight besides, and sums do not.
+    encoded = np.stack(
+        [
+            sending.encoded(client, sent.honest[client])
+            if client in sent.honest
+            else sending.encoded(client, sent.hostile[client], grasping=choice is None)
+            for client in members
+        ]
+    )
+    if not scenario.noised:
+        weights = np.array([sending.weights[client] for client in members], np.int64)
+        units = sending.max_weight / (2.0**sending.encoding.scale_log2 * weights)
+        rows = ClientRows(encoded * units[:, None], Unprotected.of("open", "none"))
+        if choice is not None:
+            mean = _combined(choice, rows, weights)
+            return Aggregated(mean, rows, tuple((client,) for client in members))
+    assert choice is None, "a robust rule proves no sensitivity"
     summing = scenario.sum_rule()
     noise = sending.noise(scenario.calibration().sigma_squared)
     if isinstance(summing, CenteredClipping):
         total = _centred(summing, sending, members, encoded, last) + noise
     else:
         total = encoded.sum(axis=0) + noise
-    return Aggregated(sending.mean(total, members), None, (members,))
+    each = (members,) if rows is None else tuple((client,) for client in members)
+    return Aggregated(sending.mean(total, members), rows, each)
 
 
 def _centred(
@@ -124,10 +135,8 @@ def _grouped(scenario: Scenario, sending: Sending, sent: Sent) -> Aggregated:
     clients = sent.clients
     drawn = groups_of(len(clients), scenario.groups_for(len(clients)), sending.chance)
     groups = tuple(tuple(clients[place] for place in group) for group in drawn)
-    sums = [_masked_sum(scenario, sending, sent, group) for group in groups]
-    if scenario.rule not in ROBUST:
-        total = np.sum(sums, axis=0)
-        return Aggregated(sending.mean(total, clients), None, groups)
+    choice = scenario.robust
+    sums = _masked_sums(scenario, sending, sent, groups)
     rows = GroupRows(
         tuple(
             NoisedGroupSum(
@@ -140,31 +149,62 @@ def _grouped(scenario: Scenario, sending: Sending, sent: Sent) -> Aggregated:
             for number, (group, total) in enumerate(zip(groups, sums, strict=True))
         )
     )
-    rule = robust_rule(scenario.rule, scenario.attackers, len(groups))
-    mean = _combined(rule, rows, [each.weight for each in rows.sums])
+    if choice is None:
+        mean = sending.mean(np.sum(sums, axis=0), clients)
+    else:
+        mean = _combined(choice, rows, np.array([each.weight for each in rows.sums], np.int64))
     return Aggregated(mean, rows, groups)
 
 
-def _masked_sum(
-    scenario: Scenario, sending: Sending, sent: Sent, members: Sequence[int]
-) -> Int64Array:
-    """The unmasked sum of some clients, (d,), attackers' part and noise included."""
-    honest = np.zeros(sending.encoding.coordinates, np.int64)
-    for client in members:
-        if client in sent.honest:
-            honest += sending.encoded(client, sent.honest[client])
-    hostile = [
-        sending.unclipped(client, sent.hostile[client])
-        for client in members
-        if client in sent.hostile
+def _masked_sums(
+    scenario: Scenario, sending: Sending, sent: Sent, sums: Sequence[Sequence[int]]
+) -> list[Int64Array]:
+    """The unmasked sums of some clients each, (d,), attackers' part and noise included.
+
+    A robust rule's groups are held to their range one by one. Where sums are added up, the norm of
+    the total is checked, and attackers in any group may use all of it.
+    """
+    honest = [
+        np.sum(
+            [
+                sending.encoded(client, sent.honest[client])
+                for client in members
+                if client in sent.honest
+            ]
+            or [np.zeros(sending.encoding.coordinates, np.int64)],
+            axis=0,
+        )
+        for members in sums
     ]
-    if hostile:
-        limit = len(members) * sending.encoding.bound_l2
-        honest += within_range(honest, np.stack(hostile), limit)
-    return honest + sending.noise(len(members) * scenario.share())
+    hostile = [
+        np.sum(
+            [
+                sending.unclipped(client, sent.hostile[client])
+                for client in members
+                if client in sent.hostile
+            ]
+            or [np.zeros(sending.encoding.coordinates)],
+            axis=0,
+        )
+        for members in sums
+    ]
+    bound = sending.encoding.bound_l2
+    if scenario.robust is None:
+        limit = bound * sum(len(members) for members in sums)
+        factors = [range_factor(np.sum(honest, axis=0), np.sum(hostile, axis=0), limit)] * len(sums)
+    else:
+        factors = [
+            range_factor(own, wanted, len(members) * bound)
+            for own, wanted, members in zip(honest, hostile, sums, strict=True)
+        ]
+    share = scenario.share()
+    return [
+        own + sending.rounded(wanted * factor) + sending.noise(len(members) * share)
+        for own, wanted, factor, members in zip(honest, hostile, factors, sums, strict=True)
+    ]
 
 
-def _combined(rule: RobustRule, rows: Rows, weights: Sequence[int]) -> FloatArray:
-    gram = gram_of(rows) if rule.measures else None
-    state = rule.init(np.array(weights, np.int64), gram)
+def _combined(choice: RobustChoice, rows: Rows, weights: Int64Array) -> FloatArray:
+    rule = choice.of(len(weights))
+    state = rule.init(weights, gram_of(rows) if rule.measures else None)
     return rule.apply(state, rows)

@@ -21,8 +21,9 @@ from boltz_mesh.app.demo.settings import (
 from boltz_mesh.app.demo.task import HORIZON_DAYS
 from boltz_mesh.app.simulate.attacks.library import ATTACKS
 from boltz_mesh.app.simulate.attacks.sight import Attack
-from boltz_mesh.app.simulate.scenario import ROBUST, Mode, RuleName, Scenario, robust_rule
+from boltz_mesh.app.simulate.scenario import ROBUST, Scenario
 from boltz_mesh.privacy import accountant
+from boltz_mesh.rounds.plan_types import Mode, Rule
 from boltz_protocol import limits
 from boltz_protocol.errors import ConfigurationError, InvalidPlan
 from boltz_protocol.weights import sample_bucket
@@ -49,7 +50,7 @@ class SimulateOptions:
     attack: str | None = None
     attackers: int = DEFAULT_ATTACKERS
     mode: Mode = "open"
-    rule: RuleName | None = None
+    rule: Rule | None = None
     model: ModelKind = "mlp"
     clients: int | None = None
     groups: int | None = None
@@ -102,7 +103,7 @@ def attack_named(name: str | None) -> Attack:
     )
 
 
-def rules_of(mode: Mode, noised: bool) -> tuple[RuleName, ...]:
+def rules_of(mode: Mode, noised: bool) -> tuple[Rule, ...]:
     """Rules that a plan of this mode takes, the default where liars are expected first."""
     if mode == "sealed":
         return ("weighted-mean",)
@@ -242,7 +243,7 @@ def _groups(options: SimulateOptions, clients: int) -> int:
     return groups
 
 
-def _rules(options: SimulateOptions) -> tuple[RuleName, ...]:
+def _rules(options: SimulateOptions) -> tuple[Rule, ...]:
     rules = rules_of(options.mode, options.epsilon is not None)
     if options.matrix:
         return rules
@@ -269,11 +270,10 @@ def _check_rows(scenario: Scenario) -> None:
     """Fewer than half may attack, and the rule must be able to withstand as many."""
     f, rows = scenario.attackers, scenario.rows
     what = "groups" if scenario.mode == "grouped" else "clients"
-    if scenario.rule in ROBUST:
-        least = robust_rule(scenario.rule, f, rows).minimum_clients
-        most = f - max(0, -(-(least - rows) // 2))
-    else:
-        least, most = 2 * f + 1, (rows - 1) // 2
+    choice = scenario.robust
+    # Each liar more asks for two rows more.
+    least = 2 * f + 1 if choice is None else choice.fewest_rows
+    most = (rows - (least - 2 * f)) // 2
     if f >= 1 and rows >= least:
         return
     raise ConfigurationError(

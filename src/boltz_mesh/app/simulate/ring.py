@@ -63,20 +63,29 @@ class Sending:
         reals *= clipped.factor
         return reals
 
-    def encoded(self, client: int, delta: FloatArray) -> Int64Array:
+    def encoded(self, client: int, delta: FloatArray, *, grasping: bool = False) -> Int64Array:
         """A client's contribution to a sum, (d,), by the product's own steps.
+
+        Args:
+            grasping: it takes the largest weight, whatever its own.
 
         Raises: NotFinite.
         """
         local = update.LocalDelta(np.ascontiguousarray(delta, np.float32))
         clipped = update.clip(local, clip_norm_l2=self.encoding.clip_norm_l2)
-        weighted = update.weigh(clipped, weight=self.weights[client], max_weight=self.max_weight)
+        weight = self.max_weight if grasping else self.weights[client]
+        weighted = update.weigh(clipped, weight=weight, max_weight=self.max_weight)
         return update.encode(weighted, self.encoding, stream=self.stream()).values.astype(np.int64)
 
     def unclipped(self, client: int, delta: FloatArray) -> FloatArray:
         """What a client that does not clip would add to a sum, (d,), in units of the ring."""
         share = self.weights[client] / self.max_weight
         return delta * (share * 2.0**self.encoding.scale_log2)
+
+    def rounded(self, units: FloatArray) -> Int64Array:
+        """What attackers send of a vector in units of the ring, cut off towards zero."""
+        cut: Int64Array = np.trunc(units).astype(np.int64)
+        return cut
 
     def mean(self, total: Int64Array, members: Sequence[int]) -> FloatArray:
         """The mean delta of a sum over these clients."""
@@ -93,29 +102,22 @@ class Sending:
         return out.astype(np.int64)
 
 
-def within_range(honest: Int64Array, hostile: FloatArray, limit: int) -> Int64Array:
-    """What attackers send into one sum whose norm is checked, and nothing else of it.
+def range_factor(honest: Int64Array, wanted: FloatArray, limit: int) -> float:
+    """How much of what attackers want the norm check of a sum lets through, 0 to 1.
 
     Args:
-        honest: (d,), the sum of the honest contributions.
-        hostile: (f, d), what the attackers would like to add, in units of the ring.
+        honest: (d,), the sum of the honest contributions. Attackers know it, more than real ones.
+        wanted: (d,), what attackers would add, in units of the ring.
         limit: of the sum's norm.
-
-    Returns:
-        (d,): their sum, times the largest factor up to 1 with which the check passes. They know
-        the honest sum; that is more than real ones know.
     """
-    wanted = hostile.sum(axis=0)
     square = float(wanted @ wanted)
     if square == 0:
-        return np.zeros(honest.size, np.int64)
+        return 1.0
     start = honest.astype(np.float64)
     room = ((1 - _MARGIN) * limit) ** 2 - float(start @ start)
     slope = float(start @ wanted)
     factor = (math.sqrt(slope * slope + square * max(room, 0.0)) - slope) / square
-    # Towards zero: rounding makes no coordinate larger.
-    sent: Int64Array = np.trunc(wanted * min(max(factor, 0.0), 1.0)).astype(np.int64)
-    return sent
+    return min(max(factor, 0.0), 1.0)
 
 
 def groups_of(

@@ -4,36 +4,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Final, Literal, get_args
+from typing import Final, get_args
 
 from boltz_mesh.aggregation.calibration import Calibration, calibrate
 from boltz_mesh.aggregation.centered_step import CenteredClipping
-from boltz_mesh.aggregation.robust import (
-    CoordinateMedian,
-    GeometricMedian,
-    MixedTrimmedMean,
-    MultiKrum,
-    RobustRule,
-    TrimmedMean,
-)
 from boltz_mesh.aggregation.weighted_mean import WEIGHTED_MEAN, WeightedMean
 from boltz_mesh.app.demo.desks import tensors_of
 from boltz_mesh.app.demo.plans import SEALING
 from boltz_mesh.app.demo.settings import DeskLayout, ModelKind, Preset
+from boltz_mesh.rounds.plan_robust import RobustChoice
 from boltz_mesh.rounds.plan_rule import DEFAULT_RADIUS
+from boltz_mesh.rounds.plan_types import Mode, RobustRuleName, Rule
 from boltz_protocol import limits
 from boltz_protocol.encoding import Encoding, plan_encoding
 from boltz_protocol.noise_share import share_variance
 from boltz_protocol.secagg.graph import colluders
 from boltz_protocol.secagg.groups import colluders_of_group
 
-Mode = Literal["open", "grouped", "sealed"]
-SumRuleName = Literal["weighted-mean", "centered-clipping"]
-RobustName = Literal[
-    "mixed-trimmed-mean", "trimmed-mean", "coordinate-median", "multi-krum", "geometric-median"
-]
-RuleName = SumRuleName | RobustName
-ROBUST: Final[tuple[RobustName, ...]] = get_args(RobustName)
+#: The default first.
+ROBUST: Final[tuple[RobustRuleName, ...]] = get_args(RobustRuleName)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +39,7 @@ class Scenario:
     """
 
     mode: Mode
-    rule: RuleName
+    rule: Rule
     kind: ModelKind
     layout: DeskLayout
     preset: Preset
@@ -62,10 +51,14 @@ class Scenario:
     @property
     def fewest(self) -> int:
         """Clients that a round needs at least: those of its rule, or of the groups of its rule."""
-        rows = limits.MIN_SEALED_COHORT
-        if self.rule in ROBUST:
-            rows = robust_rule(self.rule, self.attackers, self.rows).minimum_clients
+        choice = self.robust
+        rows = limits.MIN_SEALED_COHORT if choice is None else choice.fewest_rows
         return limits.MIN_GROUP * rows if self.mode == "grouped" else rows
+
+    @property
+    def robust(self) -> RobustChoice | None:
+        """The rule where it is a robust one."""
+        return RobustChoice(self.rule, self.attackers) if self.rule in ROBUST else None
 
     @property
     def rows(self) -> int:
@@ -145,18 +138,3 @@ class Scenario:
             least_survivors=self.clients // self.groups,
             colluders=colluders_of_group(self.clients, self.groups, corrupt),
         )
-
-
-def robust_rule(name: RobustName, byzantine: int, rows: int) -> RobustRule:
-    """A robust rule for so many rows, of which so many may lie."""
-    match name:
-        case "mixed-trimmed-mean":
-            return MixedTrimmedMean(byzantine)
-        case "trimmed-mean":
-            return TrimmedMean(byzantine)
-        case "coordinate-median":
-            return CoordinateMedian()
-        case "multi-krum":
-            return MultiKrum(byzantine, rows - byzantine)
-        case "geometric-median":
-            return GeometricMedian()

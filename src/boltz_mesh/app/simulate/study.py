@@ -28,6 +28,8 @@ from boltz_mesh.app.simulate.scenario import Scenario
 
 #: Told of each attack and rule before it is run.
 Progress = Callable[[str, str], None]
+#: By seed and origin, the plain mean's last model under one attack.
+Plains = dict[tuple[int, int], FloatArray]
 
 # What a generator is for, beside seed and origin: runs that are compared draw the same attackers.
 _DRAW: Final = 0
@@ -63,47 +65,63 @@ class Bench:
     populations: dict[int, Population]
     clean: dict[tuple[int, int], _Clean]
 
-    def cell(self, attack: Attack | None, scenario: Scenario) -> Cell:
+    def plains(self, attack: Attack | None) -> Plains:
+        """The plain mean's last model for each seed and origin; the clean one without attack."""
+        if attack is None:
+            return {key: clean.model for key, clean in self.clean.items()}
+        rounds = self.study.scenarios[0].rounds
+        return {
+            (seed, origin): plain_mean(
+                self.populations[origin],
+                rounds,
+                Hostile(attack, clean.attackers),
+                generator(seed, origin, _RUN),
+            )
+            for (seed, origin), clean in self.clean.items()
+        }
+
+    def cell(self, attack: Attack | None, scenario: Scenario, plains: Plains) -> Cell:
         """One attack under one rule; None for no attack.
+
+        Args:
+            plains: of the attack.
 
         Raises: TooFewClients.
         """
-        repetitions = [self._repetition(attack, scenario, seed) for seed in self.study.seeds]
-        return cell_of(NO_ATTACK if attack is None else attack.name, scenario.rule, repetitions)
-
-    def _repetition(self, attack: Attack | None, scenario: Scenario, seed: int) -> Repetition:
-        origins = [self._origin(attack, scenario, seed, origin) for origin in self.study.origins]
-        return Repetition(
-            **{
+        repetitions = []
+        for seed in self.study.seeds:
+            origins = [
+                self._origin(attack, scenario, (seed, origin), plains[seed, origin])
+                for origin in self.study.origins
+            ]
+            means = {
                 name: float(np.mean([getattr(each, name) for each in origins]))
                 for name in Repetition.__slots__
             }
-        )
+            repetitions.append(Repetition(**means))
+        return cell_of(NO_ATTACK if attack is None else attack.name, scenario.rule, repetitions)
 
     def _origin(
-        self, attack: Attack | None, scenario: Scenario, seed: int, origin: int
+        self, attack: Attack | None, scenario: Scenario, key: tuple[int, int], plain: FloatArray
     ) -> Repetition:
-        population, clean = self.populations[origin], self.clean[seed, origin]
+        population, clean = self.populations[key[1]], self.clean[key]
         hostile = None if attack is None else Hostile(attack, clean.attackers)
-        trained = train(population, scenario, hostile, generator(seed, origin, _RUN))
-        plain = clean.model
-        if hostile is not None:
-            plain = plain_mean(population, scenario.rounds, hostile, generator(seed, origin, _RUN))
+        trained = train(population, scenario, hostile, generator(*key, _RUN))
         return Repetition(
             ewma=population.ewma_error(clean.stocks),
             clean=error_of(population, clean.model, clean.stocks),
             attacked=error_of(population, trained.model, clean.stocks),
             plain=error_of(population, plain, clean.stocks),
-            marked=self._marked(attack, trained.model, seed, origin),
-            plain_marked=self._marked(attack, plain, seed, origin),
+            marked=self._marked(attack, trained.model, key),
+            plain_marked=self._marked(attack, plain, key),
             **_standing(trained),
         )
 
-    def _marked(self, attack: Attack | None, model: FloatArray, seed: int, origin: int) -> float:
+    def _marked(self, attack: Attack | None, model: FloatArray, key: tuple[int, int]) -> float:
         """Part of the way to what a backdoor wants, from what the clean model forecasts."""
         if attack is None or attack.trigger is None or not np.isfinite(model).all():
             return 0.0
-        population, clean = self.populations[origin], self.clean[seed, origin]
+        population, clean = self.populations[key[1]], self.clean[key]
         before = population.marked_forecast(clean.model, clean.stocks, attack.trigger)
         after = population.marked_forecast(model, clean.stocks, attack.trigger)
         return (after - before) / (attack.trigger.target - before)
@@ -154,9 +172,10 @@ def run_study(
         attacks.insert(0, None)
     cells = []
     for attack in attacks:
+        plains = bench.plains(attack)
         for scenario in study.scenarios:
             tell(NO_ATTACK if attack is None else attack.name, scenario.rule)
-            cells.append(bench.cell(attack, scenario))
+            cells.append(bench.cell(attack, scenario, plains))
     first = study.scenarios[0]
     return Report(
         command=options.command(),
