@@ -24,7 +24,7 @@ from boltz_mesh.aggregation.rows import Float64Array
 _ROUNDING: Final = 2.0**-46
 #: Steps converge by a constant factor, but for medians on or near a row; a step is n^2 products.
 MAX_STEPS: Final = 1000
-_CONVERGED: Final = 1e-12
+_CONVERGED: Final = 1e-10
 # Keeps the pull of a row of zeros finite, far below the square of any delta's resolution.
 _LEAST_SQUARE: Final = 1e-200
 
@@ -95,30 +95,47 @@ def krum(gram: Float64Array, weights: Float64Array, byzantine: int, select: int)
     return np.asarray(shares / shares.sum(), np.float64)
 
 
+def _lengths(squares: Float64Array, errors: Float64Array) -> Float64Array:
+    """Roots of squared distances; what rounding hides of them counts as distance."""
+    return np.asarray(np.sqrt(np.maximum(squares, errors + _LEAST_SQUARE)), np.float64)
+
+
 def _distances_to(gram: Float64Array, coefficients: Float64Array) -> Float64Array:
-    """(n,): distance of each row to the combination; what rounding hides counts as this much."""
+    """(n,): distance of each row to the combination."""
     inner = gram @ coefficients
     combined = float(coefficients @ inner)
     squares = np.diagonal(gram)
-    hidden = _ROUNDING * (squares + abs(combined)) + _LEAST_SQUARE
-    return np.asarray(np.sqrt(np.maximum(squares - 2 * inner + combined, hidden)), np.float64)
+    return _lengths(squares - 2 * inner + combined, _ROUNDING * (squares + abs(combined)))
+
+
+def _median_distances(gram: Float64Array, weights: Float64Array) -> Float64Array:
+    """(n,): how far from each row half of the weight is, the row's own included."""
+    squares = squared_distances(gram)
+    order = np.argsort(squares, axis=1)
+    reached = np.cumsum(weights[order], axis=1) >= weights.sum() / 2
+    half = np.take_along_axis(order, reached.argmax(axis=1)[:, None], axis=1)
+    errors = np.take_along_axis(_rounding_errors(gram), half, axis=1)
+    return _lengths(np.take_along_axis(squares, half, axis=1)[:, 0], errors[:, 0])
 
 
 def weiszfeld(gram: Float64Array, weights: Float64Array) -> Float64Array:
     """The weighted geometric median: (n,) float64, at least 0, adding up to 1.
 
     The smoothed Weiszfeld algorithm (Pillutla, Kakade and Harchaoui 2022, "Robust Aggregation for
-    Federated Learning"), from the weighted mean, until no coefficient moves by more
-    than 1e-12 or MAX_STEPS are done. A distance is smoothed at 2^-20 of the length of its row: one
-    floor for all rows, relative to their mean length, would be set by the longest liar.
+    Federated Learning"), until no coefficient moves by more than 1e-10 of itself or MAX_STEPS are
+    done. Two things differ, both because of liars far off. It starts from rows weighed by how far
+    half of the weight is from them, and not from the mean, which is anywhere. And a distance is
+    smoothed at 2^-23 of the length of its own row and of the median: one floor for all rows would
+    be set by the longest.
     """
-    coefficients = weights / weights.sum()
+    pull = weights / _median_distances(gram, weights)
+    coefficients = pull / pull.sum()
     for _ in range(MAX_STEPS):
         pull = weights / _distances_to(gram, coefficients)
         following = pull / pull.sum()
-        moved = float(np.abs(following - coefficients).max())
+        moved = np.abs(following - coefficients)
         coefficients = following
-        if moved <= _CONVERGED:
+        if (moved <= _CONVERGED * following).all():
             break
     return np.asarray(coefficients, np.float64)
 

@@ -25,7 +25,7 @@ from boltz_mesh.aggregation.trimming import blocks_of, trimmed_mean_of
 from boltz_protocol import limits
 from boltz_protocol.errors import InvalidPlan, LimitExceeded, NotFinite, TooFewClients
 
-#: Rows that any rule takes at most weigh this much: groups weigh what their members do.
+#: The heaviest row there can be: a group of all clients, which weighs what its members do.
 _MAX_ROW_WEIGHT: Final = limits.MAX_ROSTER * limits.MAX_WEIGHT
 
 
@@ -99,6 +99,8 @@ def gram_of_values(values: FloatArray) -> Float64Array:
 
 def apply_values(state: RuleState, values: FloatArray) -> Float64Array:
     """`RobustRule.apply` on an array: (n, k) to (k,) float64."""
+    rows = len(state.places) if state.mixing is None else state.mixing.shape[1]
+    assert len(values) == rows, "the state is of other rows"
     result = np.empty(values.shape[1], np.float64)
     for place, block in blocks_of(values):
         averaged = block if state.mixing is None else (state.mixing @ block)[state.places]

@@ -53,8 +53,7 @@ class Unprotected:
     @classmethod
     def of(cls, mode: str, privacy: str) -> Self:
         """The witness of a round whose settings are known as text: asserts both."""
-        assert mode == "open", "only there the server may see a client's own delta"
-        assert privacy == "none", "only then it may use one without noise"
+        assert (mode, privacy) == ("open", "none"), "only there and only then"
         return cls("open", "none")
 
 
@@ -114,6 +113,7 @@ class GroupRows:
 
     def __post_init__(self) -> None:
         groups = [each.group for each in self.sums]
+        assert groups, "a round without a group has no result"
         assert groups == sorted(set(groups)), "one row a group, in order"
         means = [
             block_mean(each.values, each.scale, each.max_weight, each.weight) for each in self.sums
