@@ -18,6 +18,7 @@ from boltz_mesh.trust.reputation import (
     EvidenceKind,
     Input,
 )
+from boltz_protocol.errors import MalformedMessage
 
 
 class Conduct(enum.StrEnum):
@@ -80,14 +81,17 @@ def judge_conduct(inputs: Mapping[str, Input]) -> Evidence:
 
     Args:
         inputs: of `conduct_inputs`.
+
+    Raises: MalformedMessage where they are none.
     """
+    incidents = inputs.get(INCIDENTS)
+    if inputs.get(CONDUCT) not in set(Conduct) or not isinstance(incidents, list):
+        raise MalformedMessage("these are no inputs of conduct", field="inputs")
     conduct = Conduct(str(inputs[CONDUCT]))
-    incidents = inputs[INCIDENTS]
-    assert isinstance(incidents, list)
     if incidents:
         reason = str(incidents[0]).replace("_", "-")
         return Evidence(EvidenceKind.CONDUCT, reason, 0, LARGE_LOSS_256, inputs)
-    if conduct is not Conduct.REFUSED and inputs[OUTCOME] != PUBLISHED:
+    if conduct is not Conduct.REFUSED and inputs.get(OUTCOME) != PUBLISHED:
         return Evidence(EvidenceKind.CONDUCT, "no-result", 0, 0, inputs)
     gain = GAIN_256 if conduct is Conduct.COUNTED else 0
     loss = _LOSSES_256.get(conduct, 0)

@@ -39,7 +39,7 @@ STATES = st.builds(
     st.integers(0, NEGATIVE_MOST_256),
     st.integers(0, MAX_QUARANTINE_ROUNDS),
 )
-AMOUNTS = st.integers(0, 2 * NEGATIVE_MOST_256)
+AMOUNTS = st.integers(0, NEGATIVE_MOST_256)
 GOOD = Evidence(EvidenceKind.CONDUCT, "counted", GAIN_256)
 MISSED = Evidence(EvidenceKind.CONDUCT, "late", 0, SMALL_LOSS_256)
 STRIKE = Evidence(EvidenceKind.OUTCOME, "poison", 0, LARGE_LOSS_256)
@@ -267,6 +267,7 @@ def test_a_release_is_a_new_beginning(state: TrustState, rounds: int) -> None:
     [
         (EvidenceKind.CONDUCT, {"gain_256": -1}),
         (EvidenceKind.OUTCOME, {"loss_256": -1}),
+        (EvidenceKind.OUTCOME, {"loss_256": NEGATIVE_MOST_256 + 1}),
         (EvidenceKind.QUARANTINE, {"inputs": {ROUNDS: 0}}),
         (EvidenceKind.QUARANTINE, {"inputs": {ROUNDS: MAX_QUARANTINE_ROUNDS + 1}}),
         (EvidenceKind.QUARANTINE, {"inputs": {ROUNDS: 1}, "loss_256": 1}),
