@@ -136,16 +136,13 @@ async def _who(
     """Who is behind each observed row."""
     entries = await roster.get_roster(connection, found.round_id, found.attempt)
     weights = {entry.client_id: entry.weight for entry in entries}
-    survivors = [ClientId(client) for client in state.survivors]
-    if not state.groups:
-        assert list(observations.rows) == survivors, "one row a survivor, in roster order"
-        return [_Row({client_id: weights[client_id]}) for client_id in survivors]
-    alive = frozenset(survivors)
+    alive = frozenset(map(ClientId, state.survivors))
     rows = []
     for name in observations.rows:
-        members = map(ClientId, state.groups[int(name)].clients)
-        rows.append(_Row({client: weights[client] for client in members if client in alive}))
-    assert sum(len(row.weights) for row in rows) == len(survivors), "each survivor is in one row"
+        members = state.groups[int(name)].clients if state.groups else (name,)
+        clients = [client for client in map(ClientId, members) if client in alive]
+        assert clients, "a row has survivors behind it"
+        rows.append(_Row({client: weights[client] for client in clients}))
     return rows
 
 

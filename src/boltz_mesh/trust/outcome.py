@@ -18,10 +18,11 @@ from boltz_mesh.trust.reputation import GAIN_256, LARGE_LOSS_256, Evidence, Evid
 
 #: Rounds that are looked back on to tell chance from habit.
 WINDOW: Final = 8
-#: A first round in which a client pulls against the others costs half of what a good one gains: any
-#: data can look so for a round. Each further one of its last 8 rounds costs twice as much ...
-FIRST_LOSS_256: Final = GAIN_256 // 2
-#: ... up to eight gains, half of what proven misconduct costs.
+#: A first round in which a client pulls against the others costs a quarter of what a good one
+#: gains: any data can look so for a round. Each further one of its last 8 rounds costs twice as
+#: much, ...
+FIRST_LOSS_256: Final = GAIN_256 // 4
+#: ... up to eight gains in the sixth, half of what proven misconduct costs.
 MOST_LOSS_256: Final = 8 * GAIN_256
 
 assert FIRST_LOSS_256 < GAIN_256 < MOST_LOSS_256 < LARGE_LOSS_256
@@ -102,3 +103,8 @@ def outcome_of(inputs: Mapping[str, Input]) -> Outcome:
     assert isinstance(bad_before, int)
     reading = Reading(**known)  # type: ignore[arg-type]  # each is what inputs_of wrote
     return Outcome(reading, share_256, bad_before)
+
+
+def judge_outcome(inputs: Mapping[str, Input]) -> Evidence:
+    """The evidence, computed again from its inputs."""
+    return evidence_of(outcome_of(inputs))

@@ -186,7 +186,8 @@ def robust_z(values: Float64Array, *, floor: float) -> Float64Array:
         # The median is 0, and so is the scale of what spreads by a share of it: any other value is
         # odd beyond measure.
         return np.where(away == 0, 0.0, np.copysign(_MOST_256 / ONE, away))
-    return away / scale
+    with np.errstate(over="ignore"):
+        return away / scale
 
 
 def read_rows(
@@ -271,7 +272,8 @@ def close_sets(closeness: Float64Array) -> tuple[tuple[int, ...], ...]:
 
 
 def _in_256(value: float) -> int:
-    return _cut(round(float(value) * ONE))
+    # An infinity, from a scale next to 0, is cut like any large number.
+    return round(max(-_MOST_256, min(_MOST_256, float(value) * ONE)))
 
 
 def _cut(value_256: int) -> int:
