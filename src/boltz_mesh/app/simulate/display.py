@@ -136,7 +136,7 @@ def detail_table(report: Report) -> Table:
             share_text(cell.kept),
             share_text(cell.plain_kept),
             "-" if attack == NO_ATTACK else f"{cell.share:.1%}",
-            "-" if attack == NO_ATTACK else f"{cell.out:g} of {report.attackers}",
+            "-" if attack == NO_ATTACK else f"{cell.out:.1f} of {report.attackers}",
             "-" if not (cell.marked or cell.plain_marked) else f"{cell.marked:.0%}",
         )
     return table

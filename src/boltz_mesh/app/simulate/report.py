@@ -32,8 +32,8 @@ class Repetition:
         plain: error with attackers, under the plain mean.
         share: the attackers' part of the weight in the last round.
         most_share: and the most in any round.
-        out: attackers in quarantine at the end, of all.
-        honest_out: honest clients that were in quarantine at any time, of all.
+        out: attackers that were put in quarantine at any time.
+        honest_out: honest clients that were.
         marked: how much of what a backdoor wants it got: 0 nothing, 1 all; 0 for other attacks.
         plain_marked: the same under the plain mean.
     """

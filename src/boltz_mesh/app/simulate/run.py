@@ -27,8 +27,8 @@ class Trained:
     Attributes:
         model: (d,), the last one; not finite where the plain mean was driven out of range.
         shares: the attackers' share of the weight in each round, 0 to 1.
-        attackers_out: attackers that are in quarantine at the end.
-        honest_out: honest clients that were in quarantine at any time.
+        attackers_out: attackers that were put in quarantine at any time.
+        honest_out: honest clients that were.
         rounds: that took place; fewer than planned where quarantine left too few clients.
     """
 
@@ -99,8 +99,8 @@ def train(
         last = made.mean
         model = (model + last).astype(np.float32).astype(np.float64)
         standing.end(made, weights)
-    honest_out = len(standing.ever_out - bad)
-    return Trained(model, tuple(shares), standing.out(bad), honest_out, len(shares))
+    out = standing.ever_out
+    return Trained(model, tuple(shares), len(out & bad), len(out - bad), len(shares))
 
 
 def standing_of(

@@ -116,10 +116,6 @@ class Standing:
         total = sum(committed.values())
         return sum(committed.get(client, 0) for client in attackers) / total
 
-    def out(self, attackers: Collection[int]) -> int:
-        """How many of them would not be selected now."""
-        return sum(self._state(client).quarantine_rounds > 0 for client in attackers)
-
     def _state(self, client: int) -> TrustState:
         return self.known.get(client, _Known(ordinal=self.ended)).at(self.ended)
 
