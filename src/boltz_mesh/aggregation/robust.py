@@ -25,7 +25,7 @@ from boltz_mesh.aggregation.trimming import blocks_of, trimmed_mean_of
 from boltz_protocol import limits
 from boltz_protocol.errors import InvalidPlan, LimitExceeded, NotFinite, TooFewClients
 
-#: Rows that any rule takes at most weigh this much: groups weigh what their members do.
+#: The heaviest row there can be: a group of all clients, which weighs what its members do.
 _MAX_ROW_WEIGHT: Final = limits.MAX_ROSTER * limits.MAX_WEIGHT
 
 

@@ -48,22 +48,20 @@ def trimmed_mean_of(block: Float64Array, weights: Float64Array, trimmed: int) ->
     assert 0 <= trimmed <= (n - 1) // 2, "the rules check the number of their rows"
     if trimmed == 0:
         return np.asarray(weights @ block, np.float64)
-    # One coordinate a line: each sort is of n neighbours in memory, which takes a fifth of the time
-    # of a sort along the other axis.
-    ordered = block.T.copy(order="C")
-    ordered.sort(axis=1)
-    low = ordered[:, trimmed].copy()
-    high = ordered[:, n - 1 - trimmed].copy()
+    # In float64 about as fast as a network of compared rows for twenty rows, and faster for more:
+    # numpy sorts each coordinate's few values with vector instructions.
+    ordered = np.sort(block, axis=0)
+    low, high = ordered[trimmed], ordered[n - 1 - trimmed]
     kept = (block >= low).astype(np.float64)
     kept *= block <= high
     mass = weights @ kept
     kept *= block
-    result = np.clip((weights @ kept) / mass, low, high)
+    result: Float64Array = np.clip((weights @ kept) / mass, low, high)
     # Where both borders are one value, all that is kept is that value, and the clip has put it.
-    at_border = (ordered[:, trimmed - 1] == low) | (ordered[:, n - trimmed] == high)
+    at_border = (ordered[trimmed - 1] == low) | (ordered[n - trimmed] == high)
     tied = np.flatnonzero(at_border & (low < high))
     if tied.size:
-        result[tied] = _with_ties(block[:, tied], ordered[tied].T, weights, trimmed)
+        result[tied] = _with_ties(block[:, tied], ordered[:, tied], weights, trimmed)
     return result
 
 
