@@ -78,6 +78,9 @@ MAX_ERROR_DETAILS: Final = 8
 #: Clients of one round. The bitmap of survivors and the roster stay below a message's size.
 MAX_ROSTER: Final = 10_000
 MAX_ATTEMPTS: Final = 3
+#: Rows (clients or groups) of one robust rule: a chunk of each is in memory at once, 256 MiB at most
+#: in each thread that folds, and every one is compared with every other.
+MAX_ROBUST_ROWS: Final = 256
 MAX_WEIGHT: Final = 255
 #: Sample counts are sent as the bucket floor(log2(count)): 0 to 31.
 MAX_SAMPLE_BUCKET: Final = 31
@@ -97,9 +100,6 @@ MAX_UNWRAPPED_KEYS: Final = 4096
 #: al. 2021, section 4), so 64 draws fail with probability exp(-32), about 1e-14.
 MAX_ROUNDING_DRAWS: Final = 64
 
-#: Rows (clients or groups) of one robust rule: their inner products are 8 MB then, and deciding on
-#: them takes about a second. Blocks of CHUNK_PARAMETERS of so many rows are 1 GB already.
-MAX_ROBUST_ROWS: Final = 1000
 
 # --- sealed rounds -----------------------------------------------------------------------------
 

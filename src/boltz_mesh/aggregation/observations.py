@@ -29,6 +29,8 @@ class Observations:
             result. Liars who act alike have a high one. 0 where either is the result itself.
         gains: (n,) float64, agreement: <row, result> / |result|^2, 1 for a row that goes exactly as
             far along the result as the result does; 0 where the result is 0.
+        slopes: (n,) float64, <row, direction>, where there was a direction, such as the gradient of
+            a validation loss; None otherwise.
     """
 
     rows: tuple[str, ...]
@@ -38,11 +40,12 @@ class Observations:
     cosines: Float64Array = field(repr=False)
     closeness: Float64Array = field(repr=False)
     gains: Float64Array = field(repr=False)
+    slopes: Float64Array | None = field(default=None, repr=False)
 
 
 @dataclass(slots=True)
 class Observer:
-    """Adds up, block by block, what `Observations` are computed from: n x n + 2n + 1 numbers.
+    """Adds up, block by block, what `Observations` are computed from: n x n + 3n + 1 numbers.
 
     All in float64 and in the order of the blocks, so that the same blocks give the same bits.
 
@@ -52,6 +55,7 @@ class Observer:
         inner: (n,), inner products of the rows and the result.
         residuals: (n, n), inner products of the rows minus the result.
         result_square: squared length of the result.
+        slopes: (n,), inner products of the rows and the direction; None until there is one.
     """
 
     rows: tuple[str, ...]
@@ -60,6 +64,7 @@ class Observer:
     inner: Float64Array = field(repr=False)
     residuals: Float64Array = field(repr=False)
     result_square: float = field(repr=False)
+    slopes: Float64Array | None = field(default=None, repr=False)
 
     @classmethod
     def init(cls, rows: tuple[str, ...], weights: tuple[int, ...]) -> Self:
@@ -68,14 +73,22 @@ class Observer:
         assert n == len(weights) == len(set(rows))
         return cls(rows, weights, np.zeros(n), np.zeros(n), np.zeros((n, n)), 0.0)
 
-    def add(self, rows: Rows, result: Float64Array) -> None:
+    def add(self, rows: Rows, result: Float64Array, direction: Float64Array | None = None) -> None:
         """Add one block.
 
         Args:
             rows: (n, k), the block's rows.
             result: (k,) float64, what the rule made of them.
+            direction: (k,) float64, the block of a vector along which rows are measured; with every
+                block or with none.
         """
         assert rows.values.shape == (len(self.rows), len(result))
+        if direction is not None:
+            assert direction.shape == result.shape
+            slopes = np.zeros(len(self.rows)) if self.slopes is None else self.slopes
+            for place, block in blocks_of(rows.values):
+                slopes += block @ direction[place]
+            self.slopes = slopes
         for place, block in blocks_of(rows.values):
             part = result[place]
             self.squares += np.einsum("ij,ij->i", block, block)
@@ -85,6 +98,16 @@ class Observer:
             # result would leave nothing but rounding.
             beside = block - part
             self.residuals += beside @ beside.T
+
+    def include(self, other: Observer) -> None:
+        """Add what another observer of the same rows has seen."""
+        assert (other.rows, other.weights) == (self.rows, self.weights)
+        self.squares += other.squares
+        self.inner += other.inner
+        self.residuals += other.residuals
+        self.result_square += other.result_square
+        if other.slopes is not None:
+            self.slopes = other.slopes + (0.0 if self.slopes is None else self.slopes)
 
     def finish(self) -> Observations:
         """The observations of all blocks that were added."""
@@ -98,6 +121,7 @@ class Observer:
             cosines=_cosines(self.inner, norms * np.sqrt(self.result_square)),
             closeness=_cosines(self.residuals, distances[:, None] * distances[None, :]),
             gains=_ratios(self.inner, np.full_like(self.inner, self.result_square)),
+            slopes=self.slopes,
         )
 
 

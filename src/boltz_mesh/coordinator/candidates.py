@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from boltz_mesh.rounds.event import CandidatesSeen
 from boltz_mesh.rounds.plan import Plan
+from boltz_mesh.rounds.plan_robust import fewest_groups
 from boltz_mesh.rounds.plan_types import SecureAggregationPlan
 from boltz_mesh.rounds.selection import wanted_count
 from boltz_mesh.rounds.state import RoundParameters
@@ -121,4 +122,5 @@ def parameters_of(found: Round, plan: Plan) -> RoundParameters:
         adversary=Adversary(settings.adversary),
         groups=0 if grouping is None else grouping.count,
         min_group_survivors=0 if grouping is None else grouping.min_survivors,
+        least_groups=fewest_groups(plan),
     )

@@ -5,10 +5,14 @@ is left of their masks (sealed rounds), and adds noise (open rounds; in a sealed
 shares with the updates). In a grouped round it does so for each group, whose masks and noise are
 its own, and adds up the groups' noised sums once each has passed the range check. Under centered
 clipping the terms are added up instead (`centred_sum`), and what is public of them after the noise.
-The noise of an open round is that of its `Calibration`, and so of its rule. Chunks are
-written in order into one encrypted file of int32. So memory holds a few chunks, whatever the number
-of clients and parameters, and an un-noised sum of a chunk, which only an open round has, lives in
-one call in a thread.
+Under a robust rule there is no sum but what the rule makes of the rows (`robust_sum`): of the
+groups' means, or of the deltas of an open round without noise. Where there are such rows (`rows`),
+what they look like beside the aggregate is told too.
+
+The noise of an open round is that of its `Calibration`, and so of its rule. Chunks are written in
+order into one encrypted file of int32. So memory holds a few chunks, whatever the number of clients
+and parameters (and under a robust rule one chunk of each row), and an un-noised sum of a chunk,
+which only an open round has, lives in one call in a thread.
 
 Each sum is exact in Z_2^24 and does not depend on the order; the noise (Canonne, Kamath and Steinke
 2020) is drawn from a fresh stream for each chunk and never kept. A fold that is repeated after a
@@ -18,9 +22,8 @@ crash draws new noise; the round charges one of them only, and the other is neve
 from __future__ import annotations
 
 import contextlib
-import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Final
@@ -30,42 +33,32 @@ import numpy.typing as npt
 
 from boltz_mesh.aggregation.calibration import Calibration
 from boltz_mesh.aggregation.centered_step import CenteredClipping
+from boltz_mesh.aggregation.observations import Observations
 from boltz_mesh.coordinator.centre import Centre
 from boltz_mesh.coordinator.centred_sum import CentredSum, CentredUpdates
+from boltz_mesh.coordinator.chunks import Chunks, row_source, unit_of
+from boltz_mesh.coordinator.group_rows import Masks, Sums, by_group
 from boltz_mesh.coordinator.ordered import in_order
-from boltz_mesh.coordinator.stored import FoldCancelled, StoredUpdate, chunk_room, read_chunk
-from boltz_mesh.rounds.plan_rule import OpenRule
+from boltz_mesh.coordinator.range_check import SumRange
+from boltz_mesh.coordinator.robust_sum import RobustSum
+from boltz_mesh.coordinator.rows import Int32Array
+from boltz_mesh.coordinator.stored import FoldCancelled, StoredUpdate
+from boltz_mesh.rounds.plan_robust import RobustChoice
+from boltz_mesh.rounds.plan_rule import SumRule
 from boltz_mesh.services.files import EncryptedWriter, aggregate_context
 from boltz_mesh.storage.blobs import BlobStore
 from boltz_mesh.storage.models import StoredBlob
 from boltz_protocol.encoding import Encoding
-from boltz_protocol.errors import MeshError, NormExceeded
 from boltz_protocol.key_wrap import KeyEncryptionKey
-from boltz_protocol.keystream import Keystream
 from boltz_protocol.messages import RoundConfiguration, RoundMode
 from boltz_protocol.noise import DiscreteGaussian, discrete_gaussian
-from boltz_protocol.packing import WIRE_MAX, add_packed24, decode_sum, norm_squared24
-from boltz_protocol.sealing import round_encoding, round_share_variance
-from boltz_protocol.secagg.masks import MaskStream, apply_masks
+from boltz_protocol.sealing import round_encoding
 from boltz_protocol.update import chunk_count, chunk_slice
 
 #: Bytes of a coordinate in the aggregate's file: int32, little-endian.
 AGGREGATE_BYTES: Final = 4
 #: Threads that fold at the same time.
 FOLD_THREADS: Final = 2
-# The noise's norm leaves sigma (sqrt(d) + 8) with probability exp(-32) (Gaussian concentration).
-_NORM_SIGMAS: Final = 8
-
-Int32Array = npt.NDArray[np.int32]
-UInt32Array = npt.NDArray[np.uint32]
-
-
-class AggregateOutOfRange(MeshError):
-    """The noised sum lies beyond what clip and noise allow."""
-
-    reason = "AGGREGATE_REJECTED"
-    status = "FAILED_PRECONDITION"
-    next_step = "Look for a fault in the clients' encoding or in the blob store."
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +66,16 @@ class Summing:
     """How a round's updates become one released vector.
 
     Attributes:
-        rule: of the round's plan.
+        rule: of the round's sums.
         calibration: the noise that the round's holds are for.
         centre: of centered clipping.
+        robust: what takes the place of adding up the rows, by the round's plan.
     """
 
-    rule: OpenRule
+    rule: SumRule
     calibration: Calibration
     centre: Centre | None = None
+    robust: RobustChoice | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +86,16 @@ class NoisedSum:
         stored: encrypted file of int32, parameters then lanes; an orphan until it is charged.
         survivors, total_weight: of the sum.
         metrics: lane name -> noised mean.
+        observations: what the rows look like, where there are rows to look at.
+        left_out: places of groups whose sums were out of range, under a robust rule.
     """
 
     stored: StoredBlob
     survivors: int
     total_weight: int
     metrics: dict[str, float]
+    observations: Observations | None = None
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +111,7 @@ class Folder:
         updates: Sequence[StoredUpdate],
         configuration: RoundConfiguration,
         summing: Summing,
-        masks: Mapping[int, Sequence[MaskStream]],
+        masks: Masks,
         cancelled: threading.Event,
     ) -> NoisedSum:
         """Sum, noise, range check. Blocks; call it from a thread that is not of `executor`.
@@ -124,77 +123,90 @@ class Folder:
 
         Raises:
             AggregateOutOfRange: a noised sum cannot come from clipped updates and this noise.
+            TooFewClients: too few rows are left for the robust rule.
             FoldCancelled: `cancelled` was set.
             NotFound, DecryptionFailed, MalformedMessage: a stored update is gone or damaged.
         """
-        encoding = round_encoding(configuration)
+        if cancelled.is_set():
+            raise FoldCancelled
         coordinates = configuration.coordinates
+        context = aggregate_context(
+            configuration.mesh_id, configuration.round_id, configuration.attempt
+        )
+        total_weight = sum(update.weight for update in updates)
+        chunks = self._chunks(updates, configuration, summing, masks, cancelled)
+        observer = chunks.observer()
+        lanes = np.empty(len(configuration.lanes), np.int64)
+        norm_squared = 0
+        with (
+            contextlib.closing(
+                in_order(
+                    self.executor, chunks.make, chunk_count(coordinates), ahead=2 * FOLD_THREADS
+                )
+            ) as made,
+            EncryptedWriter(
+                self.blobs, self.kek, context, AGGREGATE_BYTES * coordinates, hashed=False
+            ) as writer,
+        ):
+            for index, chunk in enumerate(made):
+                norm_squared += chunk.square
+                if observer is not None and chunk.seen is not None:
+                    observer.include(chunk.seen)
+                _keep_lanes(lanes, chunk.values, chunk_slice(index, coordinates), configuration)
+                writer.write(chunk.values.astype("<i4", copy=False).data.cast("B"))
+            chunks.in_range.check_norm(norm_squared, len(updates))
+            stored = writer.commit()
+        return NoisedSum(
+            stored=stored,
+            survivors=len(updates),
+            total_weight=total_weight,
+            metrics=_metrics(lanes, configuration, total_weight),
+            observations=None if observer is None else observer.finish(),
+            left_out=() if chunks.robust is None else chunks.robust.left_out,
+        )
+
+    def _chunks(
+        self,
+        updates: Sequence[StoredUpdate],
+        configuration: RoundConfiguration,
+        summing: Summing,
+        masks: Masks,
+        cancelled: threading.Event,
+    ) -> Chunks:
+        """What chunks are made of, after the first pass of a rule that has one."""
+        encoding = round_encoding(configuration)
         noise = _central_noise(updates, configuration, encoding, summing)
         centred = self._centred(updates, configuration, summing, cancelled)
         if centred is not None:
             # Range and norm are those of terms: the centres come after the checks.
             assert isinstance(summing.rule, CenteredClipping)
             encoding = summing.rule.terms
-        context = aggregate_context(
-            configuration.mesh_id, configuration.round_id, configuration.attempt
-        )
-        lanes = np.empty(len(configuration.lanes), np.int64)
-        norm_squared = 0
-        groups = _by_group(updates)
-
-        def one_chunk(index: int) -> tuple[Int32Array, int]:
-            if cancelled.is_set():
-                raise FoldCancelled
-            if centred is not None:
-                terms, centres = centred.chunk(index)
-                _add_noise(terms, noise)
-                _check_coordinates(terms, encoding, len(updates))
-                square = norm_squared24(terms)
-                return np.add(terms, centres, out=terms), square
-            total: Int32Array | None = None
-            counted = 0
-            for group, members in groups.items():
-                accumulator = _added_up(self.blobs, members, index, coordinates)
-                apply_masks(accumulator, index, masks.get(group, ()))
-                chunk = _signed(accumulator)
-                _add_noise(chunk, noise)
-                _check_coordinates(chunk, encoding, len(members))
-                counted += len(members)
-                if total is None:
-                    total = chunk
-                    continue
-                # Two numbers of 24 bits. The encoding leaves room for the sum and the noise of the
-                # whole roster, so that the total, too, stays within them.
-                np.add(total, chunk, out=total)
-                _check_coordinates(total, encoding, counted)
-            assert total is not None, "an aggregate has survivors"
-            return total, norm_squared24(total)
-
-        with (
-            contextlib.closing(
-                in_order(self.executor, one_chunk, chunk_count(coordinates), ahead=2 * FOLD_THREADS)
-            ) as chunks,
-            EncryptedWriter(
-                self.blobs, self.kek, context, AGGREGATE_BYTES * coordinates, hashed=False
-            ) as writer,
-        ):
-            for index, (chunk, square) in enumerate(chunks):
-                norm_squared += square
-                _keep_lanes(lanes, chunk, chunk_slice(index, coordinates), configuration)
-                writer.write(chunk.astype("<i4", copy=False).data.cast("B"))
-            _check_norm(
-                norm_squared,
-                encoding,
-                len(updates),
-                _noise_sigma(configuration, encoding, summing.calibration, len(updates)),
+        in_range = SumRange.of(configuration, encoding, summing.calibration)
+        sums = Sums(self.blobs, configuration, by_group(updates), masks)
+        source = row_source(updates, sums, in_range)
+        robust: RobustSum | None = None
+        if summing.robust is not None:
+            assert source is not None, "the plan's check"
+            robust = RobustSum.measured(
+                source,
+                summing.robust,
+                chunk_count(configuration.coordinates),
+                self.executor,
+                cancelled,
+                ahead=2 * FOLD_THREADS,
             )
-            stored = writer.commit()
+            source = robust.source
         total_weight = sum(update.weight for update in updates)
-        return NoisedSum(
-            stored=stored,
+        return Chunks(
+            sums=sums,
+            noise=noise,
+            in_range=in_range,
             survivors=len(updates),
-            total_weight=total_weight,
-            metrics=_metrics(lanes, configuration, total_weight),
+            unit=unit_of(configuration, total_weight),
+            source=source,
+            centred=centred,
+            robust=robust,
+            cancelled=cancelled,
         )
 
     def _centred(
@@ -234,70 +246,6 @@ def _central_noise(
     return discrete_gaussian(calibration.sigma_squared)
 
 
-def _by_group(updates: Sequence[StoredUpdate]) -> dict[int, list[StoredUpdate]]:
-    """The updates of each sum: in a grouped round one a group, of those that have survivors."""
-    groups: dict[int, list[StoredUpdate]] = {}
-    for update in updates:
-        groups.setdefault(update.group, []).append(update)
-    return groups
-
-
-def _added_up(
-    blobs: BlobStore, updates: Sequence[StoredUpdate], index: int, coordinates: int
-) -> UInt32Array:
-    """One chunk of the plain sum, (k,) uint32, right modulo 2^24; masked in a sealed round."""
-    part = chunk_slice(index, coordinates)
-    accumulator = np.zeros(part.stop - part.start, np.uint32)
-    room = chunk_room(index, coordinates)
-    for update in updates:
-        add_packed24(accumulator, read_chunk(blobs, update, index, room))
-    return accumulator
-
-
-def _signed(accumulator: UInt32Array) -> Int32Array:
-    """The chunk's signed values, in place."""
-    try:
-        return decode_sum(accumulator, WIRE_MAX)
-    except NormExceeded as error:
-        raise AggregateOutOfRange("a coordinate of the sum fills the ring") from error
-
-
-def _add_noise(values: Int32Array, noise: DiscreteGaussian | None) -> None:
-    """Central noise, where the round has any, in place."""
-    if noise is not None:
-        noise.add_into(values, Keystream.fresh())
-
-
-def _check_coordinates(chunk: Int32Array, encoding: Encoding, survivors: int) -> None:
-    limit = encoding.sum_limit(survivors, noised=encoding.noise_multiplier > 0)
-    largest = max(int(chunk.max()), -int(chunk.min()))
-    if largest > limit:
-        raise AggregateOutOfRange(
-            f"a coordinate of the noised sum is {largest} in size; clip and noise allow {limit}"
-        )
-
-
-def _noise_sigma(
-    configuration: RoundConfiguration, encoding: Encoding, calibration: Calibration, survivors: int
-) -> float:
-    """Standard deviation of the noise on a coordinate of the sum, in ring units."""
-    if configuration.secure_aggregation is None or calibration.noise_multiplier == 0:
-        return math.sqrt(calibration.sigma_squared)
-    # Every survivor added a share; more survivors than the fewest allowed make more noise, and so
-    # do more groups.
-    return math.sqrt(survivors * round_share_variance(configuration, encoding))
-
-
-def _check_norm(norm_squared: int, encoding: Encoding, survivors: int, sigma: float) -> None:
-    noise = sigma * (math.sqrt(encoding.coordinates) + _NORM_SIGMAS)
-    limit = survivors * encoding.bound_l2 + noise
-    norm = math.sqrt(norm_squared)
-    if norm > limit * (1 + 1e-9):
-        raise AggregateOutOfRange(
-            f"the noised sum's norm is {norm:.6g}; clip and noise allow {limit:.6g}"
-        )
-
-
 def _keep_lanes(
     lanes: npt.NDArray[np.int64],
     chunk: Int32Array,
@@ -313,7 +261,7 @@ def _keep_lanes(
 def _metrics(
     lanes: npt.NDArray[np.int64], configuration: RoundConfiguration, total_weight: int
 ) -> dict[str, float]:
-    unit = configuration.max_weight / (configuration.scale * total_weight)
+    unit = unit_of(configuration, total_weight)
     return {
         lane.name: float(value) * unit / lane.scale
         for lane, value in zip(configuration.lanes, lanes.tolist(), strict=True)

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
 from boltz_mesh.aggregation.server_optimizer import FedAvg
 from boltz_mesh.coordinator.centre import Centre, PublishedStep
-from boltz_mesh.coordinator.fold import AggregateOutOfRange, Folder, NoisedSum, Summing
+from boltz_mesh.coordinator.fold import Folder, NoisedSum, Summing
+from boltz_mesh.coordinator.group_rows import Masks
 from boltz_mesh.coordinator.parts import Parts
 from boltz_mesh.coordinator.publish import (
     NewVersionFiles,
@@ -23,9 +24,11 @@ from boltz_mesh.coordinator.publish import (
     ReleasedAggregate,
     plan_tensors,
 )
+from boltz_mesh.coordinator.range_check import AggregateOutOfRange
 from boltz_mesh.coordinator.stored import StoredUpdate
 from boltz_mesh.rounds.plan import Plan
-from boltz_mesh.rounds.plan_rule import calibration_of, rule_of
+from boltz_mesh.rounds.plan_robust import robust_choice
+from boltz_mesh.rounds.plan_rule import calibration_of, sum_rule_of
 from boltz_mesh.rounds.state import Aggregating, Releasing
 from boltz_mesh.services.attempts import SharedAttempt, configuration_of, read_released
 from boltz_mesh.services.plans import plan_of
@@ -45,20 +48,18 @@ from boltz_protocol.errors import (
     NotFinite,
     NotFound,
     ShapeMismatch,
+    TooFewClients,
     UnknownKey,
 )
 from boltz_protocol.ids import ClientId, ModelId, RoundId
 from boltz_protocol.model_file import canonical_layout
 from boltz_protocol.sealing import round_encoding, update_context, update_layout
-from boltz_protocol.secagg.masks import MaskStream
 from boltz_protocol.secagg.recovery import mask_streams_to_remove, recover
 
 T = TypeVar("T")
 
 #: What a stored file that is gone or damaged raises: to try again would not help.
 _DAMAGED: Final = (NotFound, DecryptionFailed, DigestMismatch, MalformedMessage, UnknownKey)
-#: Group -> what takes the masks off its sum.
-Masks = Mapping[int, Sequence[MaskStream]]
 #: Content keys unwrapped at the same time: 2 ms of CPU each.
 _UNWRAPPED_AT_ONCE: Final = 4
 
@@ -140,7 +141,7 @@ class Work:
             noised = await self._in_thread(
                 lambda: self._fold(opened, configuration, masks, plan, step)
             )
-        except AggregateOutOfRange as error:
+        except (AggregateOutOfRange, TooFewClients) as error:
             return Folded(None, error.message)
         except NotFinite as error:
             return Failed(error.message)
@@ -169,7 +170,12 @@ class Work:
                 if step is None
                 else Centre.of(stack, folder.blobs, folder.kek, configuration, step)
             )
-            summing = Summing(rule_of(plan, encoding), calibration_of(plan, encoding), centre)
+            summing = Summing(
+                sum_rule_of(plan, encoding),
+                calibration_of(plan, encoding),
+                centre,
+                robust_choice(plan),
+            )
             return folder.fold(opened, configuration, summing, masks, self._cancelled)
 
     async def _masks_in_sums(

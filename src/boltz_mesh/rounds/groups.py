@@ -21,17 +21,21 @@ def in_strong_groups(
 ) -> frozenset[str]:
     """Those of `clients` in whose groups enough of `clients` are; all of them without groups.
 
-    Enough are as many as each share of the noise is made for, and as give secrets back.
+    Enough are as many as each share of the noise is made for, and as give secrets back. Nobody
+    counts where fewer groups are strong than the plan's rule needs: what such a round opened could
+    only be thrown away.
     """
     there = frozenset(clients)
     if not groups:
         return there
     strong: set[str] = set()
+    count = 0
     for group in groups:
         left = there.intersection(group.clients)
         if len(left) >= max(parameters.min_group_survivors, group.threshold):
             strong |= left
-    return frozenset(strong)
+            count += 1
+    return frozenset(strong) if count >= parameters.least_groups else frozenset()
 
 
 def is_settled(state: Collecting) -> bool:

@@ -19,6 +19,7 @@ from boltz_mesh.privacy.adaptive_clip import AdaptiveClipping
 from boltz_mesh.privacy.budget import Budget
 from boltz_mesh.rounds.plan_checks import validate_encoding, validate_plan
 from boltz_mesh.rounds.plan_refusal import refuse
+from boltz_mesh.rounds.plan_robust import with_default_rule
 from boltz_mesh.rounds.plan_rule import radius_of
 from boltz_mesh.rounds.plan_types import (
     Cohort,
@@ -185,7 +186,7 @@ def _checked(raw: dict[str, Any]) -> Plan:
     _refuse_unknown(raw)
     _refuse_hyper_parameter_types(raw.get("hyper_parameters"))
     try:
-        plan = msgspec.convert(raw, Plan)
+        plan = msgspec.convert(with_default_rule(raw), Plan)
     except msgspec.ValidationError as error:
         raise _from_validation(error) from error
     validate_plan(plan)
@@ -291,6 +292,11 @@ mode = "sealed"                   # the server sees one noised sum; "grouped": o
                                   # "open": each delta, in memory
 rule = "weighted-mean"            # open rounds: or "centered-clipping", which clips the way from
                                   # the last published mean to centered_radius * clip_norm (0.5)
+byzantine = 0                     # liars to withstand: clients in open rounds without noise,
+                                  # groups in grouped ones. Above 0 the rule is by default
+                                  # "mixed-trimmed-mean", and may be "trimmed-mean", "multi-krum",
+                                  # "coordinate-median" or "geometric-median", the last two of which
+                                  # take byzantine = 0 as well
 
 clip_norm = 0.08                  # required; L2 bound of one client's delta, lanes included
 privacy = "client-dp"             # required; or "none": no noise, and no epsilon is printed

@@ -14,6 +14,7 @@ from boltz_mesh.privacy import accountant
 from boltz_mesh.rounds.plan_clipping import check_adaptive_clipping, check_encodings
 from boltz_mesh.rounds.plan_grouped import check_grouped
 from boltz_mesh.rounds.plan_refusal import refuse
+from boltz_mesh.rounds.plan_robust import check_robust
 from boltz_mesh.rounds.plan_rule import check_calibration, check_rule
 from boltz_mesh.rounds.plan_sealed import check_noise_share, check_sealed
 from boltz_mesh.rounds.plan_types import OPTIMIZERS, OptimizerPlan, Plan
@@ -48,6 +49,7 @@ def validate_plan(plan: Plan) -> None:
     _check_privacy(plan)
     _check_mode(plan)
     check_rule(plan)
+    check_robust(plan)
     _check_optimizer(plan.server_optimizer)
     _check_hyper_parameters(plan)
 

@@ -18,16 +18,18 @@ DEFAULT_RADIUS: Final = 0.5
 # As for the clients' encoding: beyond this, the room for rounding is most of a term.
 _MAX_INFLATION: Final = 1.25
 
-OpenRule = WeightedMean | CenteredClipping
+SumRule = WeightedMean | CenteredClipping
 
 
-def rule_of(plan: Plan, encoding: Encoding) -> OpenRule:
-    """The rule, in the units of an encoding: the plan's or a round's."""
-    match plan.rule:
-        case "weighted-mean":
-            return WEIGHTED_MEAN
-        case "centered-clipping":
-            return CenteredClipping.of(encoding, radius_of(plan))
+def sum_rule_of(plan: Plan, encoding: Encoding) -> SumRule:
+    """The rule of the sums that a round makes, in the units of an encoding: the plan's or a
+    round's.
+
+    Under a robust rule these are the groups' sums, or single updates that nobody noises.
+    """
+    if plan.rule == "centered-clipping":
+        return CenteredClipping.of(encoding, radius_of(plan))
+    return WEIGHTED_MEAN
 
 
 def radius_of(plan: Plan) -> float:
@@ -36,7 +38,7 @@ def radius_of(plan: Plan) -> float:
 
 
 def calibration_of(plan: Plan, encoding: Encoding) -> Calibration:
-    """The noise of a sum under a plan, from its rule's declaration and from nothing else.
+    """The noise of a sum under a plan, from the declaration of the sum's rule and nothing else.
 
     It is declared for the largest cohort at full weights, so that it is the same in the holds of a
     round, in the ledger and in the fold, whoever survives.
@@ -44,10 +46,10 @@ def calibration_of(plan: Plan, encoding: Encoding) -> Calibration:
     Args:
         encoding: the plan's or a round's.
 
-    Raises: InvalidPlan when there is noise and the rule proves no bound.
+    Raises: InvalidPlan when the noise is too small or too large to be drawn.
     """
     return calibrate(
-        rule_of(plan, encoding),
+        sum_rule_of(plan, encoding),
         noise_multiplier=plan.noise_multiplier,
         clip=encoding.bound_l2,
         weights=(limits.MAX_WEIGHT,) * plan.cohort.max,
@@ -96,7 +98,7 @@ def check_rule(plan: Plan) -> None:
 
 def check_calibration(plan: Plan, encoding: Encoding) -> None:
     """Check the rule against the plan's encoding. Raises: InvalidPlan."""
-    rule = rule_of(plan, encoding)
+    rule = sum_rule_of(plan, encoding)
     if isinstance(rule, CenteredClipping):
         _check_inflation(plan, encoding, rule)
     calibration = calibration_of(plan, encoding)

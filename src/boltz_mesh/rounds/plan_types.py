@@ -28,9 +28,24 @@ Mode = Literal["sealed", "grouped", "open"]
 Adversary = Literal["semi-malicious", "semi-honest"]
 Privacy = Literal["client-dp", "none"]
 Promotion = Literal["automatic", "operator"]
-Rule = Literal["weighted-mean", "centered-clipping"]
+#: Rules that leave out, or hold back, what does not fit the others: they prove no sensitivity.
+RobustRuleName = Literal[
+    "mixed-trimmed-mean", "trimmed-mean", "coordinate-median", "multi-krum", "geometric-median"
+]
+Rule = Literal[
+    "weighted-mean",
+    "centered-clipping",
+    "mixed-trimmed-mean",
+    "trimmed-mean",
+    "coordinate-median",
+    "multi-krum",
+    "geometric-median",
+]
 OptimizerName = Literal["fedavg", "fedavgm", "fedadam", "fedyogi"]
 HyperParameter = int | float | str | bool
+
+#: A rule needs more than twice as many rows as there are liars among them.
+MAX_BYZANTINE: Final = (limits.MAX_ROBUST_ROWS - 1) // 2
 
 
 class TensorSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -285,6 +300,16 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         Meta(description="only in grouped rounds, which need it", examples=[{"count": 4}]),
     ] = None
     rule: Annotated[Rule, Meta(examples=["weighted-mean"])] = "weighted-mean"
+    byzantine: Annotated[
+        int,
+        Meta(
+            description="liars that the rule withstands: clients in open rounds, groups with a "
+            "liar in grouped ones; above 0 the rule is mixed-trimmed-mean unless one is named",
+            ge=0,
+            le=MAX_BYZANTINE,
+            examples=[1],
+        ),
+    ] = 0
     centered_radius: Annotated[
         Annotated[float, Meta(gt=0, le=1)] | None,
         Meta(

@@ -66,6 +66,8 @@ class RoundParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         corrupt_fraction, dropout_fraction, adversary: what the graph of a sealed round withstands.
         groups: of a `grouped` round, at least 2; 0 in other modes, as `min_group_survivors`.
         min_group_survivors: fewest survivors of a group whose sum is opened.
+        least_groups: fewest such groups that make a version; more than one where the plan's rule
+            compares them.
     """
 
     round_id: str
@@ -92,6 +94,7 @@ class RoundParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     adversary: Adversary = Adversary.SEMI_MALICIOUS
     groups: int = 0
     min_group_survivors: int = 0
+    least_groups: int = 0
 
     def __post_init__(self) -> None:
         """Assert the relations that the plan's validation promises."""
@@ -115,8 +118,9 @@ class RoundParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
             assert limits.MIN_GROUP * self.groups <= self.wanted_clients
             assert self.max_clients <= limits.MAX_COMPLETE_GRAPH * self.groups
             assert self.min_group_survivors >= limits.MIN_SEALED_COHORT
+            assert 0 <= self.least_groups <= self.groups
         else:
-            assert self.groups == self.min_group_survivors == 0
+            assert self.groups == self.min_group_survivors == self.least_groups == 0
 
     @property
     def is_sealed(self) -> bool:

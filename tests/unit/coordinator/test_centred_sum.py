@@ -20,7 +20,8 @@ from boltz_mesh.aggregation.calibration import calibrate
 from boltz_mesh.aggregation.centered_step import CenteredClipping, centre_units
 from boltz_mesh.coordinator.centre import Centre, PublishedStep
 from boltz_mesh.coordinator.centred_sum import CentredSum, CentredUpdates
-from boltz_mesh.coordinator.fold import AggregateOutOfRange, Folder, Summing
+from boltz_mesh.coordinator.fold import Folder, Summing
+from boltz_mesh.coordinator.range_check import AggregateOutOfRange
 from boltz_mesh.coordinator.stored import FoldCancelled, StoredUpdate
 from boltz_mesh.services.files import EncryptedWriter, model_context
 from boltz_mesh.storage.directory_blobs import DirectoryBlobs

@@ -14,10 +14,10 @@ import pytest
 
 from boltz_mesh.coordinator.fold import (
     AGGREGATE_BYTES,
-    AggregateOutOfRange,
     Folder,
     NoisedSum,
 )
+from boltz_mesh.coordinator.range_check import AggregateOutOfRange
 from boltz_mesh.coordinator.stored import FoldCancelled, StoredUpdate
 from boltz_mesh.services.files import EncryptedReader, aggregate_context
 from boltz_mesh.storage.directory_blobs import DirectoryBlobs

@@ -9,7 +9,7 @@ import pytest
 from boltz_mesh.aggregation.centered_step import CenteredClipping
 from boltz_mesh.aggregation.weighted_mean import WEIGHTED_MEAN
 from boltz_mesh.rounds.plan import plan_from_json, plan_from_toml, plan_to_json, validate_encoding
-from boltz_mesh.rounds.plan_rule import calibration_of, rule_of
+from boltz_mesh.rounds.plan_rule import calibration_of, sum_rule_of
 from boltz_mesh.rounds.plan_sealed import release_terms
 from boltz_protocol import limits
 from boltz_protocol.errors import InvalidPlan
@@ -34,7 +34,7 @@ def private(top: str = "", noise: float = 4.0, least: int = 20, size: int = 6) -
 def test_the_weighted_mean_is_calibrated_to_the_bound() -> None:
     plan = plan_from_toml(private())
     encoding = validate_encoding(plan)
-    assert rule_of(plan, encoding) is WEIGHTED_MEAN
+    assert sum_rule_of(plan, encoding) is WEIGHTED_MEAN
     assert calibration_of(plan, encoding).sensitivity == encoding.bound_l2
     assert plan.centered_radius is None
 
@@ -42,7 +42,7 @@ def test_the_weighted_mean_is_calibrated_to_the_bound() -> None:
 def test_centered_clipping_is_calibrated_to_its_radius() -> None:
     plan = plan_from_toml(private(f"{CENTERED}\ncentered_radius = 0.25"))
     encoding = validate_encoding(plan)
-    rule = rule_of(plan, encoding)
+    rule = sum_rule_of(plan, encoding)
     assert isinstance(rule, CenteredClipping)
     calibration = calibration_of(plan, encoding)
     assert calibration.sensitivity == rule.terms.bound_l2

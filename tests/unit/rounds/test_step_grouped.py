@@ -285,8 +285,32 @@ def test_the_groups_go_along() -> None:
         {"max_clients": 101},
         {"min_group_survivors": 2},
         {"mode": "sealed"},
+        {"least_groups": 3},
     ],
 )
 def test_parameters_that_do_not_go_together_are_a_defect(changes: dict[str, object]) -> None:
     with pytest.raises(AssertionError):
         grouped_started(**changes)
+
+
+# --- a rule that compares groups ----------------------------------------------------------------
+
+
+def test_nothing_is_opened_where_fewer_groups_are_left_than_the_rule_compares() -> None:
+    # In SHARING_KEYS and in COLLECTING, at once and at the deadline; nobody is charged.
+    both = {"least_groups": 2}
+    state, _ = run(dropped(0, 2), state=grouped_sharing(**both))
+    assert reason(state) == ("TOO_FEW_SHARES", False)
+    state, _ = run(stored(*EVEN), dropped(1, 3), state=grouped_collecting(**both))
+    assert reason(state) == ("TOO_FEW_UPDATES", False)
+    state, _ = run(stored(*EVEN, 1, 3, 5, 7), deadline(), state=grouped_collecting(**both))
+    assert reason(state) == ("TOO_FEW_UPDATES", False)
+
+
+def test_the_target_waits_for_as_many_groups_as_the_rule_compares() -> None:
+    collecting = grouped_collecting(least_groups=2, target_clients=5)
+    state, _ = run(stored(*EVEN), state=collecting)
+    assert isinstance(state, Collecting)
+    state, _ = run(stored(1, 3, 5, 7, 9), state=state)
+    assert isinstance(state, CheckingConsistency)
+    assert state.survivors == ordered(*EVEN, 1, 3, 5, 7, 9)

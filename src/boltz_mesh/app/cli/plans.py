@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tomllib
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,7 @@ from cyclopts import App, Parameter
 from boltz_mesh.app.cli.connection import Connect, Mesh, on_mesh
 from boltz_mesh.app.cli.output import as_dict, print_json, say, when
 from boltz_mesh.rounds.plan import MAX_PLAN_BYTES, example_plan
+from boltz_mesh.rounds.plan_robust import defence
 from boltz_protocol.errors import ConfigurationError
 from boltz_protocol.v1 import aggregator_pb2 as pb
 
@@ -47,6 +49,7 @@ def apply(
         say(f"{plan.model_id}: revision {plan.revision} applied; it allows {rounds}.")
     else:
         say(f"{plan.model_id}: revision {plan.revision} says the same already.")
+    say(f"Liars: {_defence(plan)}.")
 
 
 @app.command
@@ -61,6 +64,7 @@ def show(model_id: str, /, *, connect: Connect = Connect()) -> None:
         print_json(as_dict(plan))
         return
     print(f"# revision {plan.revision}, applied {when(plan.applied_at_ms)} by {plan.applied_by}")
+    print(f"# liars: {_defence(plan)}")
     print(plan.plan_toml, end="")
 
 
@@ -68,6 +72,12 @@ def show(model_id: str, /, *, connect: Connect = Connect()) -> None:
 def example() -> None:
     """Print an annotated plan to start from."""
     print(example_plan(), end="")
+
+
+def _defence(plan: pb.Plan) -> str:
+    """What stands against clients that lie, by the plan as the mesh has filled it in."""
+    table = tomllib.loads(plan.plan_toml)
+    return defence(table["mode"], table["rule"])
 
 
 def _read(file: Path) -> str:

@@ -8,7 +8,17 @@ from importlib.metadata import version
 from cyclopts import App
 from cyclopts.exceptions import CycloptsError
 
-from boltz_mesh.app.cli import budget, clients, demo, models, plans, privacy, rounds, server
+from boltz_mesh.app.cli import (
+    budget,
+    clients,
+    demo,
+    models,
+    plans,
+    privacy,
+    rounds,
+    server,
+    simulate,
+)
 from boltz_mesh.app.cli.output import EXIT_CODES_HELP, Exit, exit_code, print_error
 from boltz_protocol.errors import ConfigurationError, MeshError
 
@@ -29,6 +39,7 @@ app.command(budget.app)
 app.command(clients.app)
 app.command(rounds.app)
 app.command(privacy.app)
+app.command(simulate.simulate)
 app.command(models.app)
 
 

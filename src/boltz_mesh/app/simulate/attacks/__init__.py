@@ -1,0 +1,1 @@
+"""Attacks as a library: what colluding clients send, each with the paper that describes it."""
