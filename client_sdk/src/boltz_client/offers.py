@@ -86,7 +86,8 @@ def check_offer(
     Raises:
         UnknownKey: signed with a key that is not certified (yet).
         SignatureInvalid, MalformedMessage, LimitExceeded, NotFinite: not what it claims to be.
-        WeightRefused: the roster proof does not hold.
+        WeightRefused: the roster proof does not hold, or the weight is not what buckets and trust
+            make it.
         RoundClosed: the deadline is over.
         RoundRefused: another mesh, model or session, an unknown protocol, numbers that do
             not agree, noise that cannot be shared, or the owner's limits.
@@ -140,6 +141,7 @@ def _checked_entry(
         entry_digest=hashlib.sha256(offer.roster_entry).digest(),
         weight=entry.weight,
     )
+    weights.check_weight(entry, configuration)
     weights.verify(
         leaf,
         configuration.roster_size,

@@ -28,6 +28,7 @@ from boltz_protocol.errors import CertificateInvalid, RoundRefused
 from boltz_protocol.framing import length_prefixed
 from boltz_protocol.secagg.client import VerifyPeer
 from boltz_protocol.statement import CLIENT_ALGORITHMS, Statement, verify
+from boltz_protocol.weights import check_weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,11 +109,13 @@ class PeerChecks:
             SignatureInvalid: the peer did not sign its check-in or its keys.
             MalformedMessage: its check-in does not parse.
             RoundRefused: its entry does not repeat its check-in.
+            WeightRefused: its weight is not what its buckets and its trust make it.
         """
 
         def verified(entry: m.RosterEntry, statement: Statement) -> bytes:
             public_key = self._public_key(entry)
             self._check_spoken(entry, public_key, configuration)
+            check_weight(entry, configuration)
             return _signed(statement, m.KEY_ADVERTISEMENT, public_key)
 
         return verified

@@ -36,6 +36,8 @@ from boltz_protocol.codec_parts import (
     tensors_to_proto,
     trace_from_proto,
     trace_to_proto,
+    weight_terms_from_proto,
+    weight_terms_to_proto,
 )
 from boltz_protocol.codec_sealed import secure_aggregation_from_proto, secure_aggregation_to_proto
 from boltz_protocol.errors import LimitExceeded, MalformedMessage
@@ -191,6 +193,7 @@ def encode_round_configuration(configuration: m.RoundConfiguration) -> bytes:
                 groups=c.grouping.groups, min_group_survivors=c.grouping.min_group_survivors
             ),
             clip_indicator=c.clip_indicator,
+            weight_terms=weight_terms_to_proto(c.weight_terms),
         )
     )
 
@@ -247,6 +250,7 @@ def parse_round_configuration(payload: bytes) -> m.RoundConfiguration:
         if message.HasField("grouping")
         else None,
         clip_indicator=message.clip_indicator,
+        weight_terms=weight_terms_from_proto(message),
     )
 
 
@@ -283,6 +287,7 @@ def encode_roster_entry(entry: m.RosterEntry) -> bytes:
             group_id=entry.group_id,
             certificate_chain_der=entry.certificate_chain_der,
             check_in=statement_to_proto(entry.check_in),
+            trust_256=entry.trust_256,
         )
     )
 
@@ -301,6 +306,7 @@ def parse_roster_entry(payload: bytes) -> m.RosterEntry:
         group_id=message.group_id,
         certificate_chain_der=tuple(message.certificate_chain_der),
         check_in=statement_from_proto(message.check_in),
+        trust_256=message.trust_256,
     )
 
 

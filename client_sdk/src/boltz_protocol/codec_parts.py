@@ -15,7 +15,7 @@ from boltz_protocol import ids, limits
 from boltz_protocol import message_parts as m
 from boltz_protocol.errors import LimitExceeded, MalformedMessage
 from boltz_protocol.statement import Statement
-from boltz_protocol.v1 import common_pb2, model_store_pb2, registry_pb2
+from boltz_protocol.v1 import aggregator_pb2, common_pb2, model_store_pb2, registry_pb2
 
 _M = TypeVar("_M", bound=Message)
 _E = TypeVar("_E", bound=enum.IntEnum)
@@ -142,6 +142,23 @@ def trace_from_proto(message: common_pb2.TraceContext) -> m.TraceContext:
 
 
 # --- registry -----------------------------------------------------------------------------------
+
+
+def weight_terms_to_proto(terms: m.WeightTerms | None) -> aggregator_pb2.WeightTerms | None:
+    """Weight terms in wire form, where they are told."""
+    if terms is None:
+        return None
+    return aggregator_pb2.WeightTerms(
+        sample_bucket_cap=terms.sample_bucket_cap, top_trust_256=terms.top_trust_256
+    )
+
+
+def weight_terms_from_proto(message: aggregator_pb2.RoundConfiguration) -> m.WeightTerms | None:
+    """A configuration's checked weight terms, where it has them. Raises: MalformedMessage."""
+    if not message.HasField("weight_terms"):
+        return None
+    terms = message.weight_terms
+    return m.WeightTerms(terms.sample_bucket_cap, terms.top_trust_256)
 
 
 def encode_encryption_key(key: m.EncryptionKey) -> bytes:

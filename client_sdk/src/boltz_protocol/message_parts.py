@@ -37,6 +37,8 @@ HyperValue = bool | int | float | str
 _TRACEPARENT: Final = re.compile(r"([0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}[ -~]{0,64})?")
 MAX_U32: Final = (1 << 32) - 1
 MAX_U64: Final = (1 << 64) - 1
+#: Full trust: it is counted in 1/256.
+MAX_TRUST_256: Final = 256
 # The last moment of the year 9999: what every language's calendar can show.
 _MAX_TIME_MS: Final = 253_402_300_799_999
 
@@ -206,6 +208,35 @@ class Lane:
     def __post_init__(self) -> None:
         ids.parse_name("lane", self.name)
         check_positive("lane.scale", self.scale)
+
+
+@dataclass(frozen=True, slots=True)
+class RosterSibling:
+    """One step of a path in the roster's Merkle sum tree."""
+
+    hash: bytes
+    sum: int
+
+    def __post_init__(self) -> None:
+        check_digest("sibling.hash", self.hash)
+        check_range("sibling.sum", self.sum, 1, limits.MAX_ROSTER * limits.MAX_WEIGHT)
+
+
+@dataclass(frozen=True, slots=True)
+class WeightTerms:
+    """What a roster's weights are computed with, beside each client's buckets and trust.
+
+    Attributes:
+        sample_bucket_cap: buckets above it count like it, 0 to 31.
+        top_trust_256: the largest trust in the roster, in 1/256, 1 to 256.
+    """
+
+    sample_bucket_cap: int
+    top_trust_256: int
+
+    def __post_init__(self) -> None:
+        check_range("sample_bucket_cap", self.sample_bucket_cap, 0, limits.MAX_SAMPLE_BUCKET)
+        check_range("top_trust_256", self.top_trust_256, 1, MAX_TRUST_256)
 
 
 @dataclass(frozen=True, slots=True)

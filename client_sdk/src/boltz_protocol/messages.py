@@ -20,6 +20,7 @@ from boltz_protocol.errors import LimitExceeded, MalformedMessage
 from boltz_protocol.message_parts import (
     CHECK_IN,
     ENCRYPTION_KEY,
+    MAX_TRUST_256,
     MAX_U32,
     MAX_U64,
     MODEL_MANIFEST,
@@ -39,12 +40,14 @@ from boltz_protocol.message_parts import (
     ModelManifest,
     Phase,
     ProtocolRange,
+    RosterSibling,
     RoundMode,
     Suite,
     TensorSpec,
     TraceContext,
     UpdateManifest,
     UpdateReceipt,
+    WeightTerms,
     check_count,
     check_digest,
     check_hyperparameters,
@@ -139,6 +142,7 @@ __all__ = [
     "TraceContext",
     "UpdateManifest",
     "UpdateReceipt",
+    "WeightTerms",
     "Welcome",
     "check_hyperparameters",
     "check_region",
@@ -221,6 +225,7 @@ class RoundConfiguration:
         secure_aggregation: given in every mode but OPEN.
         grouping: given in GROUPED alone.
         clip_indicator: name of the last lane where it is the clip indicator; empty otherwise.
+        weight_terms: None from a server that does not tell them.
     """
 
     mesh_id: str
@@ -256,6 +261,7 @@ class RoundConfiguration:
     secure_aggregation: SecureAggregation | None = None
     grouping: Grouping | None = None
     clip_indicator: str = ""
+    weight_terms: WeightTerms | None = None
 
     def __post_init__(self) -> None:
         ids.parse_name("mesh_id", self.mesh_id)
@@ -367,6 +373,7 @@ class RosterEntry:
 
     Attributes:
         group_id: 0; reserved, since the groups of a round are drawn in the attempt.
+        trust_256: in 1/256; 0 from a server that does not tell it.
     """
 
     index: int
@@ -378,9 +385,11 @@ class RosterEntry:
     check_in: Statement
     group_id: int = 0
     certificate_chain_der: tuple[bytes, ...] = ()
+    trust_256: int = 0
 
     def __post_init__(self) -> None:
         check_range("index", self.index, 0, limits.MAX_ROSTER - 1)
+        check_range("trust_256", self.trust_256, 0, MAX_TRUST_256)
         ids.parse_client_id(self.client_id)
         ids.parse_session_id(self.session_id)
         check_range("weight", self.weight, 1, limits.MAX_WEIGHT)
@@ -392,18 +401,6 @@ class RosterEntry:
                 "a roster entry's certificate chain is over "
                 f"{limits.MAX_CERTIFICATE_CHAIN_BYTES} bytes"
             )
-
-
-@dataclass(frozen=True, slots=True)
-class RosterSibling:
-    """One step of a path in the roster's Merkle sum tree."""
-
-    hash: bytes
-    sum: int
-
-    def __post_init__(self) -> None:
-        check_digest("sibling.hash", self.hash)
-        check_range("sibling.sum", self.sum, 1, limits.MAX_ROSTER * limits.MAX_WEIGHT)
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ from boltz_protocol.limits import (
     MAX_SAMPLE_BUCKET,
     MAX_WEIGHT,
 )
+from boltz_protocol.messages import RosterEntry, RoundConfiguration
 
 HASH_BYTES: Final = 32
 #: Trust is counted in steps of 1/256; 256 is full trust.
@@ -79,6 +80,58 @@ def weight(
     if 2 * rest > denominator or (2 * rest == denominator and whole % 2):
         whole += 1
     return max(1, whole)
+
+
+def relative_trust(trust_256: int, top_trust_256: int) -> int:
+    """A trust as a share of the largest in its roster, in 1/256: what goes into `weight`.
+
+    Only ratios of trust matter within a round, and a roster of newcomers alone would lose two of
+    the eight bits of its weights. Rounded half up; at least 1.
+
+    Args:
+        trust_256: 1 to `top_trust_256`.
+        top_trust_256: 1 to 256.
+
+    Raises: MalformedMessage on values out of these ranges.
+    """
+    if not 1 <= trust_256 <= top_trust_256 <= TRUST_ONE:
+        raise MalformedMessage(
+            f"trust {trust_256} in a roster whose largest is {top_trust_256}", field="trust_256"
+        )
+    return max(1, (TRUST_ONE * trust_256 + top_trust_256 // 2) // top_trust_256)
+
+
+def check_weight(entry: RosterEntry, configuration: RoundConfiguration) -> None:
+    """Compute an entry's weight again from its buckets and its trust, where the mesh tells them.
+
+    A cap on shares lowers the largest weights of a roster to one level, `max_weight`, and leaves
+    the others as they are: so the smaller of the two is the right one.
+
+    Raises:
+        MalformedMessage: trust is told without the terms, or the terms without trust, or it is
+            above the roster's largest.
+        WeightRefused: it is another weight.
+    """
+    terms = configuration.weight_terms
+    if (terms is None) != (entry.trust_256 == 0):
+        raise MalformedMessage("weight terms and trust are told together", field="trust_256")
+    if terms is None:
+        return
+    uncapped = weight(
+        sample_bucket=entry.sample_bucket,
+        quality_bucket=entry.quality_bucket,
+        trust_256=relative_trust(entry.trust_256, terms.top_trust_256),
+        sample_bucket_cap=terms.sample_bucket_cap,
+    )
+    expected = min(uncapped, configuration.max_weight)
+    if entry.weight != expected:
+        raise WeightRefused(
+            f"weight {entry.weight} where sample bucket {entry.sample_bucket}, quality bucket "
+            f"{entry.quality_bucket} and trust {entry.trust_256} of {terms.top_trust_256} make "
+            f"{expected}",
+            weight=entry.weight,
+            expected=expected,
+        )
 
 
 def check_share(own_weight: int, total: int, *, max_share_ppm: int) -> None:

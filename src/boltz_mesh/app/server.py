@@ -46,6 +46,7 @@ from boltz_mesh.services.rounds import Rounds
 from boltz_mesh.services.sealed_inbox import SealedInbox
 from boltz_mesh.services.sealed_notices import SealedNotices
 from boltz_mesh.services.subscriptions import Subscriptions
+from boltz_mesh.services.trust import ClientTrusts
 from boltz_mesh.services.uploads import Uploads
 from boltz_mesh.storage.directory_blobs import DirectoryBlobs
 from boltz_mesh.storage.listen import Listener
@@ -244,6 +245,7 @@ async def _serving(
         keyring=keyring,
         addresses=addresses,
         always_requires_approval=config.enrollment.always_requires_approval,
+        trusts=ClientTrusts(database, clock),
         clock=clock,
     )
     registry_pb2_grpc.add_RegistryServicer_to_server(registry, main)

@@ -11,7 +11,7 @@ from boltz_mesh.rounds.plan_types import SecureAggregationPlan
 from boltz_mesh.rounds.selection import wanted_count
 from boltz_mesh.rounds.state import RoundParameters
 from boltz_mesh.services.budgets import Cost, clients_with_budget
-from boltz_mesh.storage import check_ins
+from boltz_mesh.storage import check_ins, trust
 from boltz_mesh.storage.check_ins import CheckIn
 from boltz_mesh.storage.listen import replica_lock
 from boltz_mesh.storage.postgres import REPLICA_LOCK_CLASS, Connection
@@ -23,9 +23,16 @@ from boltz_protocol.secagg.graph import Adversary
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """Checked-in clients that may be selected: client id -> check-in; and how many may not."""
+    """Checked-in clients that may be selected, and how many may not.
+
+    Attributes:
+        able: client id -> check-in.
+        trust_256: client id -> trust in 1/256, of each of them.
+        over_budget: how many have no budget left; who is in quarantine is not counted anywhere.
+    """
 
     able: dict[str, CheckIn]
+    trust_256: dict[str, int]
     over_budget: int
 
     def event(self, at_ms: int) -> CandidatesSeen:
@@ -62,16 +69,25 @@ async def prune_dead_replicas(connection: Connection, own_replica: str) -> None:
 async def read_candidates(
     connection: Connection, plan: Plan, cost: Cost, *, now_ms: int
 ) -> Candidates:
-    """Active clients that are checked in, of the plan's regions, that speak our protocol."""
+    """Active clients that are checked in, of the plan's regions, that speak our protocol and are in
+    no quarantine.
+    """
     fit = {
         check_in.client_id: check_in
         for check_in in await check_ins.list_check_ins(connection, cost.model_id)
         if (not plan.regions or check_in.region in plan.regions)
         and check_in.protocol_min <= PROTOCOL_VERSION <= check_in.protocol_max
     }
+    standings = await trust.read_trust(connection, cost.model_id, list(fit))
+    fit = {
+        client: check_in
+        for client, check_in in fit.items()
+        if standings[client].quarantined_until is None
+    }
     able = await clients_with_budget(connection, list(fit), cost, now_ms=now_ms)
     return Candidates(
         {client: check_in for client, check_in in fit.items() if client in able},
+        {client: standings[client].trust_256 for client in fit if client in able},
         len(fit) - len(able),
     )
 

@@ -20,7 +20,6 @@ from boltz_mesh.services.attempts import leaf_of
 from boltz_mesh.storage.check_ins import CheckIn
 from boltz_mesh.storage.models import ModelVersion
 from boltz_mesh.storage.roster import RosterEntry
-from boltz_mesh.trust.newcomer import NEWCOMER_TRUST
 from boltz_protocol import clip_indicator, codec, limits, weights
 from boltz_protocol import messages as m
 from boltz_protocol.certificates import der_chain, load_pem_chain
@@ -74,14 +73,24 @@ def capped_weights(values: Sequence[int], share_cap: float) -> tuple[int, ...]:
     return (1,) * len(values)
 
 
-def roster_weights(check_ins: Sequence[CheckIn], plan: Plan) -> tuple[int, ...]:
-    """The committed weight of each client: sample bucket x quality bucket x trust, capped."""
+def roster_weights(
+    check_ins: Sequence[CheckIn], trust_256: Mapping[str, int], plan: Plan
+) -> tuple[int, ...]:
+    """The committed weight of each client: sample bucket x quality bucket x trust, capped.
+
+    Trust counts relative to the largest in the roster (`weights.relative_trust`).
+
+    Args:
+        check_ins: in roster order.
+        trust_256: client id -> trust in 1/256, 1 to 256, of each of them.
+    """
+    top = max(trust_256[check_in.client_id] for check_in in check_ins)
     return capped_weights(
         [
             weights.weight(
                 sample_bucket=check_in.sample_bucket,
                 quality_bucket=check_in.quality_bucket,
-                trust_256=NEWCOMER_TRUST,
+                trust_256=weights.relative_trust(trust_256[check_in.client_id], top),
                 sample_bucket_cap=plan.sample_bucket_cap,
             )
             for check_in in check_ins
@@ -93,6 +102,7 @@ def roster_weights(check_ins: Sequence[CheckIn], plan: Plan) -> tuple[int, ...]:
 def fix_roster(
     roster: Sequence[CheckIn],
     *,
+    trust_256: Mapping[str, int],
     parameters: RoundParameters,
     plan: Plan,
     base: ModelVersion,
@@ -106,6 +116,7 @@ def fix_roster(
 
     Args:
         roster: check-ins in roster order.
+        trust_256: client id -> trust in 1/256, of each of them.
         plan: the revision that the round runs under, at the round's clip norm.
         base: the version the clients train from.
         encryption_key: announcement of the key to encrypt for.
@@ -114,9 +125,16 @@ def fix_roster(
         sign: the mesh's signature.
     """
     round_id = RoundId(parameters.round_id)
-    committed = roster_weights(roster, plan)
+    committed = roster_weights(roster, trust_256, plan)
     entries = tuple(
-        _entry(check_in, position, weight, parameters, chains.get(check_in.client_id, b""))
+        _entry(
+            check_in,
+            position,
+            weight,
+            trust_256[check_in.client_id],
+            parameters,
+            chains.get(check_in.client_id, b""),
+        )
         for position, (check_in, weight) in enumerate(zip(roster, committed, strict=True))
     )
     root = weights.root([leaf_of(entry) for entry in entries])
@@ -153,6 +171,9 @@ def fix_roster(
         secure_aggregation=_secure_aggregation(plan) if parameters.is_sealed else None,
         grouping=_grouping(parameters) if parameters.is_grouped else None,
         clip_indicator="" if plan.adaptive_clipping is None else clip_indicator.LANE,
+        weight_terms=m.WeightTerms(
+            plan.sample_bucket_cap, max(entry.trust_256 for entry in entries)
+        ),
     )
     terms = release_terms(plan, encoding)
     statement = sign(m.ROUND_CONFIGURATION, codec.encode_round_configuration(configuration))
@@ -212,8 +233,13 @@ def key_needed_until_ms(parameters: RoundParameters, now_ms: int) -> int:
     return now_ms + min(longest_ms, limits.SERVER_KEY_LIFETIME_MS)
 
 
-def _entry(
-    check_in: CheckIn, position: int, weight: int, parameters: RoundParameters, chain_pem: bytes
+def _entry(  # noqa: PLR0917 - in the order of the row
+    check_in: CheckIn,
+    position: int,
+    weight: int,
+    trust_256: int,
+    parameters: RoundParameters,
+    chain_pem: bytes,
 ) -> RosterEntry:
     message = m.RosterEntry(
         index=position,
@@ -224,6 +250,7 @@ def _entry(
         quality_bucket=check_in.quality_bucket,
         check_in=codec.parse_statement(check_in.statement),
         certificate_chain_der=der_chain(load_pem_chain(chain_pem)) if chain_pem else (),
+        trust_256=trust_256,
     )
     return RosterEntry(
         round_id=RoundId(parameters.round_id),
@@ -234,6 +261,7 @@ def _entry(
         weight=weight,
         sample_bucket=check_in.sample_bucket,
         quality_bucket=check_in.quality_bucket,
+        trust_256=trust_256,
         group_id=message.group_id,
         entry=codec.encode_roster_entry(message),
     )

@@ -62,6 +62,7 @@ async def draw_roster(
     fixed = await asyncio.to_thread(
         lambda: fix_roster(
             [candidates.able[client] for client in drawn],
+            trust_256=candidates.trust_256,
             parameters=parameters,
             plan=plan,
             base=base,

@@ -1,8 +1,9 @@
 """A round between the tables and the machine: loading it, and committing a step.
 
 A commit is one transaction: fencing token and sequence number are checked, events appended, a
-snapshot written where the phase changes, and whatever the change means for the ledger and the
-updates' rows. So the ledger and the events can never tell different stories.
+snapshot written where the phase changes, and whatever the change means for the ledger, the
+updates' rows and, at the end, the clients' trust. So none of them and the events can ever tell
+different stories.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from boltz_mesh.coordinator.conduct import record_conduct
 from boltz_mesh.rounds.charge import charges
 from boltz_mesh.rounds.effect import Effect
 from boltz_mesh.rounds.event import Event
@@ -178,6 +180,8 @@ async def commit(
         expected_seq=before.next_seq,
         inbox_ids=inbox_ids,
     )
+    if isinstance(state, Ended):
+        await record_conduct(connection, round_id, events[-1].at_ms)
     return Turn(Position(state, next_seq), tuple(events), effects)
 
 

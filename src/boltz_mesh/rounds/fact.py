@@ -47,6 +47,8 @@ class FactKind(StrEnum):
 #: Reasons for CLIENT_DROPPED that the server gives; a client's own come with its decline.
 SUPERSEDED: Final = "SUPERSEDED"
 LEFT: Final = "LEFT"
+#: How the reason of a client's own decline begins; what comes after is the client's.
+DECLINED: Final = "declined: "
 
 
 @dataclass(frozen=True, slots=True)

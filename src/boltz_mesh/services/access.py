@@ -29,6 +29,8 @@ _SERVICES: Final[Mapping[str, Mapping[str, frozenset[Role]]]] = {
         "SuspendClient": _OPERATOR,
         "ReinstateClient": _OPERATOR,
         "RevokeClient": _OPERATOR,
+        "GetClientTrust": _ALL,  # a client its own trust only
+        "ReleaseClient": _OPERATOR,
     },
     "boltz_mesh.v1.ModelStore": {
         "Publish": _OPERATOR,

@@ -13,7 +13,7 @@ from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
-from boltz_mesh.rounds.fact import FactKind
+from boltz_mesh.rounds.fact import DECLINED, FactKind
 from boltz_mesh.rounds.state import Phase
 from boltz_mesh.services.clock import Clock
 from boltz_mesh.services.keyring import KeyRing
@@ -38,7 +38,6 @@ from boltz_protocol.statement import Statement
 
 #: What a client may send: check-ins, and after the first one the rest.
 Incoming = Statement | m.RoundDecline | SealedMessage
-_DECLINED: Final = "declined: "
 #: Phases in which the round waits for its clients.
 _WAITING: Final = frozenset(
     {
@@ -220,7 +219,7 @@ class Participation:
             if entry is None or entry.session_id != subscription.session_id:
                 raise StateConflict("this session was not selected for the round it declines")
             if found.phase in _WAITING and found.attempt == decline.attempt:
-                reason = f"{_DECLINED}{decline.reason}"
+                reason = f"{DECLINED}{decline.reason}"
                 await self._put_dropped(connection, found, subscription.client_id, reason)
 
         await self._database.run_tx("decline_round", body)

@@ -24,7 +24,7 @@ from boltz_protocol.errors import (
     Unavailable,
     WeightRefused,
 )
-from boltz_protocol.ids import ClientId
+from boltz_protocol.ids import ClientId, RoundId
 from boltz_protocol.names import Peer, Role
 
 _log: Final = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ class Refusals:
                     connection,
                     kind=error.reason.lower(),
                     client_id=ClientId(caller.name) if caller is not None and client else None,
-                    round_id=None,
+                    round_id=_round_of(error),
                     detail={"method": method, "caller": who},
                     at_ms=now_ms,
                 )
@@ -76,3 +76,9 @@ class Refusals:
             await self._database.run_tx("observe_refusal", body)
         except Unavailable:
             _log.warning("a refusal of %s could not be counted: no database", method)
+
+
+def _round_of(error: MeshError) -> RoundId | None:
+    """The round that an error names, where it names one."""
+    named = error.metadata.get("round_id")
+    return None if named is None else RoundId(named)

@@ -13,6 +13,7 @@ from boltz_mesh.services.identity.authority import Authority, Issued, client_key
 from boltz_mesh.services.keyring import KeyRing
 from boltz_mesh.services.paging import decode_token, encode_token, page_size
 from boltz_mesh.services.texts import check_text
+from boltz_mesh.services.trust import ClientTrusts
 from boltz_mesh.storage import check_ins, clients, tokens
 from boltz_mesh.storage.clients import Certificate, ClientStatus, Personal
 from boltz_mesh.storage.postgres import Connection, Database
@@ -25,7 +26,7 @@ from boltz_protocol.errors import (
     PermissionDenied,
     TokenRefused,
 )
-from boltz_protocol.ids import ClientId, new_client_id, parse_client_id
+from boltz_protocol.ids import ClientId, new_client_id, parse_client_id, parse_model_id
 from boltz_protocol.join import TOKEN_BYTES, JoinString, new_token, token_hash
 from boltz_protocol.keys import public_key_der, public_key_id
 from boltz_protocol.messages import PROTOCOL_VERSION, check_region
@@ -60,6 +61,7 @@ class RegistryService(registry_pb2_grpc.RegistryServicer):
         keyring: KeyRing,
         addresses: Addresses,
         always_requires_approval: bool,
+        trusts: ClientTrusts,
         clock: Clock,
     ) -> None:
         self._database = database
@@ -67,6 +69,7 @@ class RegistryService(registry_pb2_grpc.RegistryServicer):
         self._keyring = keyring
         self._addresses = addresses
         self._always_requires_approval = always_requires_approval
+        self._trusts = trusts
         self._clock = clock
 
     # --- enrolment ------------------------------------------------------------------------------
@@ -268,6 +271,34 @@ class RegistryService(registry_pb2_grpc.RegistryServicer):
         """See the contract."""
         client = await self._move(request.client_id, ClientStatus.REVOKED, request.reason, context)
         return pb.RevokeClientResponse(client=client)
+
+    # --- trust ----------------------------------------------------------------------------------
+
+    async def GetClientTrust(
+        self, request: pb.GetClientTrustRequest, context: Context
+    ) -> pb.GetClientTrustResponse:
+        """See the contract."""
+        client_id = parse_client_id(request.client_id)
+        caller = caller_of(context, self._authority.mesh)
+        if caller.role is Role.CLIENT and caller.name != client_id:
+            raise PermissionDenied("a client may ask for its own trust only", role=caller.role)
+        model_id = parse_model_id(request.model_id) if request.model_id else None
+        return await self._trusts.read(client_id, model_id, request.page)
+
+    async def ReleaseClient(
+        self, request: pb.ReleaseClientRequest, context: Context
+    ) -> pb.ReleaseClientResponse:
+        """See the contract."""
+        client_id = parse_client_id(request.client_id)
+        model_id = parse_model_id(request.model_id)
+        check_text("reason", request.reason)
+        caller = caller_of(context, self._authority.mesh)
+        released = await self._trusts.release(
+            client_id, model_id, by=caller.name, reason=request.reason
+        )
+        return pb.ReleaseClientResponse(trust=released)
+
+    # --- what the others share ------------------------------------------------------------------
 
     async def _move(
         self,

@@ -199,6 +199,8 @@ class SealedInbox:
             try:
                 row = await self._row(held, answer, now_ms)
             except MeshError as error:
+                # So that whoever notes the refusal can tell the round.
+                error.metadata.setdefault("round_id", held.found.round_id)
                 outcomes[number] = error
             else:
                 if row is not None:

@@ -15,7 +15,10 @@ from boltz_protocol.ids import ClientId, RoundId, SessionId
 
 @dataclass(frozen=True, slots=True)
 class RosterEntry:
-    """One row of `round_roster`. `entry` is the serialized RosterEntry whose bytes were hashed."""
+    """One row of `round_roster`. `entry` is the serialized RosterEntry whose bytes were hashed.
+
+    `trust_256` is 0 in rows from before trust was written down.
+    """
 
     round_id: RoundId
     attempt: int
@@ -25,6 +28,7 @@ class RosterEntry:
     weight: int
     sample_bucket: int
     quality_bucket: int
+    trust_256: int
     group_id: int
     entry: bytes = field(repr=False)
 
@@ -38,6 +42,7 @@ _ROSTER_COLUMNS = (
     "weight",
     "sample_bucket",
     "quality_bucket",
+    "trust_256",
     "group_id",
     "entry",
 )

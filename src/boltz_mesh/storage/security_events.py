@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,6 +68,23 @@ async def list_security_events(
         limit,
     )
     return [build(SecurityEvent, row, detail=from_json(row["detail"])) for row in rows]
+
+
+async def list_incidents(
+    connection: Connection, round_id: RoundId, kinds: Collection[str]
+) -> dict[ClientId, list[str]]:
+    """The events of these kinds that name the round and a client: kinds by client, in order."""
+    rows = await connection.fetch(
+        "-- list_incidents\n"
+        "SELECT client_id, kind FROM security_events WHERE round_id = $1"
+        " AND client_id IS NOT NULL AND kind = ANY($2::text[]) ORDER BY id",
+        round_id,
+        list(kinds),
+    )
+    found: dict[ClientId, list[str]] = {}
+    for row in rows:
+        found.setdefault(ClientId(row["client_id"]), []).append(row["kind"])
+    return found
 
 
 async def prune_security_events(connection: Connection, *, before_ms: int) -> int:

@@ -17,36 +17,10 @@ import asyncpg
 from boltz_mesh.storage.plans import lock_model
 from boltz_mesh.storage.postgres import Connection
 from boltz_mesh.storage.rows import build, from_json, to_json
-from boltz_mesh.trust.reputation import (
-    NEWCOMER,
-    Evidence,
-    EvidenceKind,
-    TrustState,
-    apply,
-    forget,
-)
+from boltz_mesh.trust.replay import Step
+from boltz_mesh.trust.reputation import NEWCOMER, Evidence, TrustState, apply, forget
 from boltz_protocol.errors import StateConflict
 from boltz_protocol.ids import ClientId, ModelId, RoundId
-
-
-@dataclass(frozen=True, slots=True)
-class TrustRow:
-    """One row of `trust_evidence`: an evidence, and the state after it.
-
-    `seq` counts the rows of this client for this model from 1. `round_id` and `attempt` are None
-    where no round brought it about; `ordinal` is then that of the last round before it, 0 for none.
-    """
-
-    model_id: ModelId
-    client_id: ClientId
-    seq: int
-    ordinal: int
-    round_id: RoundId | None
-    attempt: int | None
-    evidence: Evidence
-    state: TrustState
-    trust_256: int
-    at_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +30,8 @@ class Standing:
     Attributes:
         state: now.
         ordinal: of the last ended round of the model.
+        last_ordinal: of its last row, 0 without any; more than `ordinal` where a round that has
+            not ended yet has given evidence.
         rows: how much evidence there is; 0 for a client that nothing is known about.
         trust_256: what it weighs in the next round, in 1/256ths.
         quarantined_until: the last ordinal of a round that it is not selected for; None where it
@@ -64,7 +40,8 @@ class Standing:
 
     state: TrustState
     ordinal: int
-    rows: int
+    last_ordinal: int = 0
+    rows: int = 0
 
     @property
     def trust_256(self) -> int:
@@ -89,6 +66,11 @@ async def ended_rounds(connection: Connection, model_id: ModelId) -> int:
     return int(count)
 
 
+async def lock(connection: Connection, model_id: ModelId) -> None:
+    """Let this transaction alone write evidence for a model; ends with it."""
+    await lock_model(connection, model_id)
+
+
 async def append_evidence(
     connection: Connection,
     model_id: ModelId,
@@ -99,7 +81,7 @@ async def append_evidence(
     attempt: int | None,
     ordinal: int,
     at_ms: int,
-) -> TrustRow:
+) -> Step:
     """`append_all` for one client."""
     rows = await append_all(
         connection,
@@ -122,7 +104,7 @@ async def append_all(
     attempt: int | None,
     ordinal: int,
     at_ms: int,
-) -> dict[ClientId, TrustRow]:
+) -> dict[ClientId, Step]:
     """Write evidence about several clients, each with the state that comes of it.
 
     Args:
@@ -133,26 +115,30 @@ async def append_all(
 
     Raises: StateConflict where the round has given evidence of this kind about a client already.
     """
-    await lock_model(connection, model_id)
+    await lock(connection, model_id)
     last = await _last_rows(connection, model_id, list(evidence))
-    rows: dict[ClientId, TrustRow] = {}
+    rows: dict[ClientId, Step] = {}
     for client_id, new in evidence.items():
         seq, before, state = last.get(client_id, (0, ordinal, NEWCOMER))
         assert before <= ordinal, "evidence of a round that ended before the last one"
         after = apply(state, ordinal - before, new)
-        rows[client_id] = TrustRow(
-            model_id=model_id,
-            client_id=client_id,
+        rows[client_id] = Step(
             seq=seq + 1,
             ordinal=ordinal,
-            round_id=round_id,
-            attempt=attempt,
-            evidence=new,
-            state=after,
+            round_id=round_id or "",
+            attempt=attempt or 0,
+            kind=new.kind.value,
+            reason=new.reason,
+            gain_256=new.gain_256,
+            loss_256=new.loss_256,
+            inputs=new.inputs,
+            positive_256=after.positive_256,
+            negative_256=after.negative_256,
+            quarantine_rounds=after.quarantine_rounds,
             trust_256=after.trust_256,
             at_ms=at_ms,
         )
-    await _insert(connection, list(rows.values()))
+    await _insert(connection, model_id, rows)
     return rows
 
 
@@ -174,30 +160,33 @@ async def _last_rows(
     }
 
 
-async def _insert(connection: Connection, rows: Sequence[TrustRow]) -> None:
+async def _insert(
+    connection: Connection, model_id: ModelId, steps: Mapping[ClientId, Step]
+) -> None:
+    rows = list(steps.values())
     try:
         await connection.execute(
             "-- append_evidence\n"
             "INSERT INTO trust_evidence (model_id, client_id, seq, ordinal, round_id, attempt,"
             " kind, reason, gain_256, loss_256, inputs, positive_256, negative_256,"
             " quarantine_rounds, trust_256, at_ms)"
-            " SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::text[],"
-            " $6::integer[], $7::text[], $8::text[], $9::bigint[], $10::bigint[], $11::jsonb[],"
-            " $12::bigint[], $13::bigint[], $14::integer[], $15::integer[], $16::bigint[])",
-            [row.model_id for row in rows],
-            [row.client_id for row in rows],
+            " SELECT $1, * FROM unnest($2::text[], $3::bigint[], $4::bigint[], $5::text[],"
+            " $6::integer[], $7::text[], $8::text[], $9::integer[], $10::integer[], $11::jsonb[],"
+            " $12::integer[], $13::integer[], $14::integer[], $15::integer[], $16::bigint[])",
+            model_id,
+            list(steps),
             [row.seq for row in rows],
             [row.ordinal for row in rows],
-            [row.round_id for row in rows],
-            [row.attempt for row in rows],
-            [row.evidence.kind.value for row in rows],
-            [row.evidence.reason for row in rows],
-            [row.evidence.gain_256 for row in rows],
-            [row.evidence.loss_256 for row in rows],
-            [to_json(row.evidence.inputs) for row in rows],
-            [row.state.positive_256 for row in rows],
-            [row.state.negative_256 for row in rows],
-            [row.state.quarantine_rounds for row in rows],
+            [row.round_id or None for row in rows],
+            [row.attempt or None for row in rows],
+            [row.kind for row in rows],
+            [row.reason for row in rows],
+            [row.gain_256 for row in rows],
+            [row.loss_256 for row in rows],
+            [to_json(row.inputs) for row in rows],
+            [row.positive_256 for row in rows],
+            [row.negative_256 for row in rows],
+            [row.quarantine_rounds for row in rows],
             [row.trust_256 for row in rows],
             [row.at_ms for row in rows],
         )
@@ -215,9 +204,9 @@ async def read_trust(
     last = await _last_rows(connection, model_id, client_ids)
     standings: dict[ClientId, Standing] = {}
     for client_id in client_ids:
-        seq, ordinal, state = last.get(client_id, (0, ended, NEWCOMER))
-        # Evidence of a round that has not ended yet is ahead of the ended ones.
-        standings[client_id] = Standing(forget(state, max(0, ended - ordinal)), ended, seq)
+        seq, ordinal, state = last.get(client_id, (0, 0, NEWCOMER))
+        now = forget(state, max(0, ended - ordinal))
+        standings[client_id] = Standing(now, ended, ordinal, seq)
     return standings
 
 
@@ -233,7 +222,7 @@ async def models_with_evidence(connection: Connection, client_id: ClientId) -> l
 
 async def list_evidence(
     connection: Connection, model_id: ModelId, client_id: ClientId, *, after: int, limit: int
-) -> list[TrustRow]:
+) -> list[Step]:
     """A page of a client's rows for a model, behind the number `after`, in order."""
     rows = await connection.fetch(
         "-- list_evidence\n"
@@ -244,15 +233,13 @@ async def list_evidence(
         after,
         limit,
     )
-    return [_row(row) for row in rows]
-
-
-def _row(row: asyncpg.Record) -> TrustRow:
-    evidence = Evidence(
-        kind=EvidenceKind(row["kind"]),
-        reason=row["reason"],
-        gain_256=row["gain_256"],
-        loss_256=row["loss_256"],
-        inputs=from_json(row["inputs"]),
-    )
-    return build(TrustRow, row, evidence=evidence, state=build(TrustState, row))
+    return [
+        build(
+            Step,
+            row,
+            round_id=row["round_id"] or "",
+            attempt=row["attempt"] or 0,
+            inputs=from_json(row["inputs"]),
+        )
+        for row in rows
+    ]

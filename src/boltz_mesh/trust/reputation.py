@@ -46,7 +46,7 @@ PRIOR_256: Final = ONE
 KEPT: Final = 31
 OUT_OF: Final = 32
 #: Half an experience for a round in which all went well. With less than a whole one, a newcomer
-#: takes 3 rounds to weigh half of what anybody can, and 20 to weigh nine tenths.
+#: takes 3 rounds to weigh half of what anybody can, and 21 to weigh nine tenths.
 GAIN_256: Final = 128
 #: A round missed without a word: 1.5 gains. A client that misses 3 rounds in 10 settles just above
 #: a newcomer's trust, one that misses 1 in 10 loses a quarter of what it could have.
@@ -65,6 +65,7 @@ MAX_QUARANTINE_ROUNDS: Final = 4 * OUT_OF
 #: After so many rounds the largest experience is forgotten altogether (a test counts them).
 FORGOTTEN_AFTER_ROUNDS: Final = 300
 
+# The table trust_evidence has these most values in its checks: another one needs a migration.
 assert GAIN_256 < SMALL_LOSS_256 < LARGE_LOSS_256 < POSITIVE_MOST_256
 
 
@@ -88,7 +89,7 @@ class Evidence:
     Args:
         kind: where it comes from.
         reason: machine-readable, in lower case with hyphens.
-        gain_256, loss_256: experience, in 1/256ths; not negative.
+        gain_256, loss_256: experience, in 1/256ths, 0 to `NEGATIVE_MOST_256`.
         inputs: all that gain, loss and quarantine were computed from: nothing un-noised about one
             client's delta where a round has noise, or hides single deltas. Those of a quarantine
             have `ROUNDS`: how many ended rounds of the model it lasts.
@@ -101,8 +102,8 @@ class Evidence:
     inputs: Mapping[str, Input] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        assert self.gain_256 >= 0
-        assert self.loss_256 >= 0
+        assert 0 <= self.gain_256 <= NEGATIVE_MOST_256, "what is beyond it changes nothing"
+        assert 0 <= self.loss_256 <= NEGATIVE_MOST_256, "what is beyond it changes nothing"
         if self.kind is EvidenceKind.QUARANTINE:
             assert 0 < self.quarantine_rounds <= MAX_QUARANTINE_ROUNDS
         if self.kind in (EvidenceKind.QUARANTINE, EvidenceKind.RELEASE):

@@ -234,6 +234,7 @@ def entry(position: int) -> roster.RosterEntry:
         weight=255,
         sample_bucket=31,
         quality_bucket=3,
+        trust_256=54,
         group_id=0,
         entry=b"entry",
     )

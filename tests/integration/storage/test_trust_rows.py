@@ -14,13 +14,18 @@ from boltz_mesh.storage import round_events, rounds, trust
 from boltz_mesh.storage.postgres import Connection, Database
 from boltz_mesh.storage.round_events import NewEvent, RoundEnd, RoundUpdate, SignedConfig
 from boltz_mesh.storage.rounds import RoundOutcome
+from boltz_mesh.trust.replay import Step, replay
 from boltz_mesh.trust.reputation import (
     GAIN_256,
     LARGE_LOSS_256,
+    MAX_QUARANTINE_ROUNDS,
+    NEGATIVE_MOST_256,
     NEWCOMER,
+    POSITIVE_MOST_256,
     ROUNDS,
     Evidence,
     EvidenceKind,
+    TrustState,
     apply,
     forget,
 )
@@ -59,6 +64,10 @@ async def end_round(database: Database, n: int, *, with_roster: bool = True) -> 
     await tx(database, body)
 
 
+def state_of(row: Step) -> TrustState:
+    return TrustState(row.positive_256, row.negative_256, row.quarantine_rounds)
+
+
 async def append(
     database: Database,
     evidence: Evidence,
@@ -67,7 +76,7 @@ async def append(
     ordinal: int = 1,
     of_round: int | None = 1,
     model: ModelId = MODEL,
-) -> trust.TrustRow:
+) -> Step:
     return await call(
         database,
         trust.append_evidence,
@@ -83,7 +92,7 @@ async def append(
 
 async def append_many(
     connection: Connection, evidence: Mapping[ClientId, Evidence], of_round: int
-) -> dict[ClientId, trust.TrustRow]:
+) -> dict[ClientId, Step]:
     return await trust.append_all(
         connection, MODEL, evidence, round_id=round_id(of_round), attempt=1, ordinal=1, at_ms=5
     )
@@ -95,7 +104,7 @@ async def standing(database: Database, client: int = 0, model: ModelId = MODEL) 
 
 
 async def test_nobody_knows_a_newcomer(prepared: Database) -> None:
-    assert await standing(prepared) == trust.Standing(NEWCOMER, 0, 0)
+    assert await standing(prepared) == trust.Standing(NEWCOMER, 0)
     assert (await standing(prepared)).quarantined_until is None
     assert await call(prepared, trust.read_trust, MODEL, []) == {}
     assert await call(prepared, trust.models_with_evidence, client_id(0)) == []
@@ -108,17 +117,19 @@ async def test_each_row_continues_the_one_before_it(prepared: Database) -> None:
     await end_round(prepared, 2)
     await end_round(prepared, 3)
     third = await append(prepared, GOOD, ordinal=3, of_round=3)
-    assert first.state == apply(NEWCOMER, 0, BAD)
-    assert second.state == apply(first.state, 0, GOOD)
-    assert third.state == apply(second.state, 2, GOOD)
+    assert state_of(first) == apply(NEWCOMER, 0, BAD)
+    assert state_of(second) == apply(state_of(first), 0, GOOD)
+    assert state_of(third) == apply(state_of(second), 2, GOOD)
     rows = await call(prepared, trust.list_evidence, MODEL, client_id(0), after=0, limit=10)
     assert rows == [first, second, third]
     assert [row.seq for row in rows] == [1, 2, 3]
-    assert rows[0].evidence.inputs == {"z": 11.25, "rank": 3}
-    assert all(row.trust_256 == row.state.trust_256 for row in rows)
+    assert rows[0].inputs == {"z": 11.25, "rank": 3}
+    assert all(row.trust_256 == state_of(row).trust_256 for row in rows)
+    assert [one.state for one in replay(rows, judges={})] == [state_of(row) for row in rows]
+    assert all(one.agrees for one in replay(rows, judges={}))
     later = await call(prepared, trust.list_evidence, MODEL, client_id(0), after=1, limit=1)
     assert later == [second]
-    assert await standing(prepared) == trust.Standing(third.state, 3, 3)
+    assert await standing(prepared) == trust.Standing(state_of(third), 3, 3, 3)
 
 
 async def test_rounds_that_pass_are_forgotten(prepared: Database) -> None:
@@ -126,21 +137,21 @@ async def test_rounds_that_pass_are_forgotten(prepared: Database) -> None:
     row = await append(prepared, GOOD)
     for number in (2, 3):
         await end_round(prepared, number)
-    assert (await standing(prepared)).state == forget(row.state, 2)
+    assert (await standing(prepared)).state == forget(state_of(row), 2)
 
 
 async def test_a_round_without_a_roster_lets_nobody_be_forgotten(prepared: Database) -> None:
     await end_round(prepared, 1)
     row = await append(prepared, GOOD)
     await end_round(prepared, 2, with_roster=False)
-    assert await standing(prepared) == trust.Standing(row.state, 1, 1)
+    assert await standing(prepared) == trust.Standing(state_of(row), 1, 1, 1)
 
 
 async def test_evidence_of_a_round_that_has_not_ended(prepared: Database) -> None:
     row = await append(prepared, GOOD, ordinal=1)
-    assert await standing(prepared) == trust.Standing(row.state, 0, 1)
+    assert await standing(prepared) == trust.Standing(state_of(row), 0, 1, 1)
     await end_round(prepared, 1)
-    assert await standing(prepared) == trust.Standing(row.state, 1, 1)
+    assert await standing(prepared) == trust.Standing(state_of(row), 1, 1, 1)
 
 
 async def test_a_quarantine_ends_after_so_many_rounds(prepared: Database) -> None:
@@ -160,10 +171,10 @@ async def test_an_operator_ends_a_quarantine_at_once(prepared: Database) -> None
     await append(prepared, BAD)
     await append(prepared, LOCKED)
     await append(prepared, RELEASED, of_round=None)
-    assert await standing(prepared) == trust.Standing(NEWCOMER, 1, 3)
+    assert await standing(prepared) == trust.Standing(NEWCOMER, 1, 1, 3)
     await append(prepared, RELEASED, of_round=None)  # as often as an operator likes
     rows = await call(prepared, trust.list_evidence, MODEL, client_id(0), after=2, limit=10)
-    assert [(row.round_id, row.attempt) for row in rows] == [(None, None), (None, None)]
+    assert [(row.round_id, row.attempt) for row in rows] == [("", 0), ("", 0)]
 
 
 async def test_models_and_clients_are_apart(prepared: Database) -> None:
@@ -181,7 +192,7 @@ async def test_one_evidence_of_a_kind_for_a_round(prepared: Database) -> None:
     row = await append(prepared, GOOD)
     with pytest.raises(StateConflict, match="evidence of this kind"):
         await append(prepared, replace(GOOD, gain_256=1))
-    assert (await standing(prepared)).state == row.state
+    assert (await standing(prepared)).state == state_of(row)
 
 
 async def test_evidence_goes_forward_only(prepared: Database) -> None:
@@ -205,7 +216,7 @@ async def test_many_clients_at_once(prepared: Database) -> None:
     assert rows.keys() == evidence.keys()
     found = await call(prepared, trust.read_trust, MODEL, list(evidence))
     assert {client: s.state for client, s in found.items()} == {
-        client: row.state for client, row in rows.items()
+        client: state_of(row) for client, row in rows.items()
     }
     assert await call(prepared, append_many, {}, 2) == {}
 
@@ -231,6 +242,11 @@ async def test_the_database_keeps_every_row(prepared: Database, statement: str) 
         {"trust_256": 257},
         {"seq": 0},
         {"gain_256": -1},
+        {"gain_256": NEGATIVE_MOST_256 + 1},
+        {"loss_256": NEGATIVE_MOST_256 + 1},
+        {"positive_256": POSITIVE_MOST_256 + 1},
+        {"negative_256": NEGATIVE_MOST_256 + 1},
+        {"quarantine_rounds": MAX_QUARANTINE_ROUNDS + 1},
         {"kind": "'rumour'"},
         {"round_id": "NULL"},
         {"seq": 1},
@@ -265,3 +281,12 @@ async def test_the_database_refuses_rows_that_cannot_be(
     )
     with pytest.raises(asyncpg.IntegrityConstraintViolationError):
         await tx(prepared, lambda connection: connection.execute(statement))
+
+
+async def test_the_database_takes_the_most_of_everything(prepared: Database) -> None:
+    """The checks of the table and the constants of the arithmetic are the same."""
+    most = Evidence(EvidenceKind.OUTCOME, "most", NEGATIVE_MOST_256, NEGATIVE_MOST_256)
+    row = await append(prepared, most)
+    assert state_of(row) == TrustState(POSITIVE_MOST_256, NEGATIVE_MOST_256)
+    locked = Evidence(EvidenceKind.QUARANTINE, "most", inputs={ROUNDS: MAX_QUARANTINE_ROUNDS})
+    assert (await append(prepared, locked)).quarantine_rounds == MAX_QUARANTINE_ROUNDS

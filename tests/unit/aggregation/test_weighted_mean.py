@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 
 from boltz_mesh.aggregation.rule import ProvenRule
 from boltz_mesh.aggregation.weighted_mean import WEIGHTED_MEAN, block_mean
-from boltz_mesh.trust.newcomer import NEWCOMER_TRUST, TRUST_DENOMINATOR
 
 WEIGHTS = st.lists(st.integers(1, 255), min_size=1, max_size=12)
 
@@ -65,7 +64,3 @@ def test_a_broken_call_crashes(n: int, f: int, clip: int, weights: list[int]) ->
 def test_a_broken_mean_crashes(scale: float, w_max: int, w_total: int) -> None:
     with pytest.raises(AssertionError):
         block_mean(np.zeros(3, np.int32), scale, w_max, w_total)
-
-
-def test_a_newcomer_has_half_the_trust() -> None:
-    assert NEWCOMER_TRUST / TRUST_DENOMINATOR == 0.5

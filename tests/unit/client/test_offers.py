@@ -171,6 +171,21 @@ def test_a_sealed_offer_is_accepted_with_this_clients_share_of_the_noise() -> No
     assert check(make_offer(Lies(quiet))).noise_share == 0
 
 
+def _trusted(weight: int, trust_256: int) -> Lies:
+    """Buckets 5 (of at most 8) and 3 in a roster of largest trust 108 and largest weight 16."""
+    terms = m.WeightTerms(sample_bucket_cap=8, top_trust_256=108)
+    return Lies(
+        configuration=lambda c: replace(c, weight_terms=terms),
+        entry=lambda e: replace(e, weight=weight, trust_256=trust_256),
+    )
+
+
+def test_a_weight_that_trust_and_buckets_make_is_accepted() -> None:
+    assert check(make_offer(_trusted(16, 54))).entry.trust_256 == 54
+    assert check(make_offer(_trusted(16, 108))).entry.weight == 16  # lowered to the largest
+    assert check(make_offer(_trusted(8, 27))).entry.weight == 8
+
+
 def _spoilt(indicator: str, scale: float) -> Callable[[str, bytes], Statement]:
     """Signs a configuration with a clip indicator that nobody could write with our own types."""
 
@@ -193,6 +208,10 @@ def test_an_offer_with_a_clip_indicator_is_accepted() -> None:
 
 
 LIES: dict[str, tuple[Lies, type[MeshError]]] = {
+    "a weight that trust does not make": (_trusted(15, 54), WeightRefused),
+    "a weight of another trust": (_trusted(16, 27), WeightRefused),
+    "trust above the largest": (_trusted(16, 109), MalformedMessage),
+    "trust that is not told": (_trusted(16, 0), MalformedMessage),
     "another signer": (Lies(sign=lambda t, p: sign(t, p, STRANGER)), UnknownKey),
     "another type": (Lies(sign=lambda t, p: sign(m.MODEL_MANIFEST, p)), SignatureInvalid),
     "changed after signing": (

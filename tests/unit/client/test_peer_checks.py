@@ -24,6 +24,7 @@ from boltz_protocol.errors import (
     MeshError,
     RoundRefused,
     SignatureInvalid,
+    WeightRefused,
 )
 from boltz_protocol.ids import ClientId, ModelId, SessionId
 from boltz_protocol.statement import Statement, sign_rsa_pss
@@ -84,6 +85,18 @@ def test_an_honest_peer_is_verified() -> None:
 
 def _shown(**changes: Any) -> Callable[[], m.RosterEntry]:
     return lambda: replace(entry(), **changes)
+
+
+def test_a_peers_weight_is_computed_again() -> None:
+    """Buckets 5 of at most 5 and 3, and half of the largest trust."""
+    terms = m.WeightTerms(sample_bucket_cap=5, top_trust_256=108)
+    told = replace(CONFIGURATION, max_weight=255, total_weight=400, weight_terms=terms)
+    verified = checks().advertisements(told)
+    for weight in (127, 129, 255):
+        with pytest.raises(WeightRefused):
+            verified(replace(entry(), weight=weight, trust_256=54), advertisement())
+    peer = replace(entry(), weight=128, trust_256=54)
+    assert verified(peer, advertisement()) == advertisement().payload
 
 
 LIES: dict[str, tuple[Callable[[], m.RosterEntry], type[MeshError]]] = {

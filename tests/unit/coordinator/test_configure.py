@@ -14,6 +14,7 @@ from boltz_mesh.coordinator.configure import (
     capped_weights,
     fix_roster,
     key_needed_until_ms,
+    roster_weights,
 )
 from boltz_mesh.rounds.plan import Plan, plan_from_toml, validate_encoding
 from boltz_mesh.rounds.plan_clipping import at_clip_norm
@@ -102,7 +103,8 @@ epochs = 2
 """
 
 
-def fixed_roster(plan: Plan) -> FixedRoster:
+def fixed_roster(plan: Plan, *trust_256: int) -> FixedRoster:
+    """Three clients of sample buckets 10, 8 and 8; newcomers where nothing else is said."""
     base = ModelVersion(
         model_id=ModelId("m"),
         version=4,
@@ -120,8 +122,11 @@ def fixed_roster(plan: Plan) -> FixedRoster:
         promoted_by="ann",
     )
     params = parameters(round_id=RoundId("cd" * 16), model_id="m", base_version=4)
+    roster = [check_in(7, 10), check_in(3, 8), check_in(5, 8)]
+    known = trust_256 or (54, 54, 54)
     return fix_roster(
-        [check_in(7, 10), check_in(3, 8), check_in(5, 8)],
+        roster,
+        trust_256={c.client_id: trust for c, trust in zip(roster, known, strict=True)},
         parameters=params,
         plan=plan,
         base=base,
@@ -137,9 +142,10 @@ def test_a_configuration_commits_to_the_roster() -> None:
     fixed = fixed_roster(plan_from_toml(PLAN))
     assert fixed.config_digest == digest(fixed.configuration)
     config = codec.parse_round_configuration(fixed.configuration.payload)
-    # Trust halves 255 to 128 and 32 (and to even); the cap of 0.6 lowers the first to 96.
-    assert [entry.weight for entry in fixed.entries] == [96, 32, 32]
-    assert (config.total_weight, config.max_weight, config.roster_size) == (160, 96, 3)
+    # Equal trust cancels out: 255, 64 and 64; the cap of 0.6 lowers the first to 192.
+    assert [entry.weight for entry in fixed.entries] == [192, 64, 64]
+    assert (config.total_weight, config.max_weight, config.roster_size) == (320, 192, 3)
+    assert config.weight_terms == m.WeightTerms(plan_from_toml(PLAN).sample_bucket_cap, 54)
     assert (config.model_sha256, config.optimizer_state_sha256) == (b"\x01" * 32, b"\x03" * 32)
     assert config.deadline_ms == fixed.deadline_ms == 25_000
     assert config.hyperparameters == {"epochs": 2}
@@ -157,8 +163,39 @@ def test_a_configuration_commits_to_the_roster() -> None:
             entry.weight,
         )
         assert told.check_in.payload == b"spoken"
+        assert told.trust_256 == entry.trust_256 == 54
+        weights.check_weight(told, config)
     assert [event.client for event in fixed.holds] == [e.client_id for e in fixed.entries]
     assert {(e.noise_multiplier, e.sensitivity) for e in fixed.holds} == {(2.0, config.bound_l2)}
+
+
+def test_trust_weighs_relative_to_the_largest_in_the_roster() -> None:
+    # The client with most data is the least trusted one: 255 * 54 / 228, and 64 * 114 / 228.
+    fixed = fixed_roster(plan_from_toml(PLAN), 54, 114, 228)
+    assert [entry.weight for entry in fixed.entries] == [61, 32, 64]
+    assert [entry.trust_256 for entry in fixed.entries] == [54, 114, 228]
+    config = codec.parse_round_configuration(fixed.configuration.payload)
+    assert config.weight_terms is not None
+    assert config.weight_terms.top_trust_256 == 228
+
+
+@given(st.lists(st.tuples(st.integers(0, 31), st.integers(1, 256)), min_size=1, max_size=20))
+def test_every_client_can_compute_its_weight_again(known: list[tuple[int, int]]) -> None:
+    plan = plan_from_toml(PLAN)
+    roster = [check_in(index, bucket) for index, (bucket, _) in enumerate(known)]
+    trusts: dict[str, int] = {
+        c.client_id: trust for c, (_, trust) in zip(roster, known, strict=True)
+    }
+    committed = roster_weights(roster, trusts, plan)
+    top = max(committed)
+    for one, weight in zip(roster, committed, strict=True):
+        uncapped = weights.weight(
+            sample_bucket=one.sample_bucket,
+            quality_bucket=one.quality_bucket,
+            trust_256=weights.relative_trust(trusts[one.client_id], max(trusts.values())),
+            sample_bucket_cap=plan.sample_bucket_cap,
+        )
+        assert weight == min(uncapped, top)
 
 
 def test_adaptive_clipping_adds_the_indicators_lane_at_the_rounds_clip_norm() -> None:

@@ -32,7 +32,17 @@ PAYLOADS: list[tuple[Callable[[Any], bytes], Callable[[bytes], Any], Callable[[]
         codec.parse_round_configuration,
         lambda: replace(samples.configuration(), clip_indicator="loss"),
     ),
+    (
+        codec.encode_round_configuration,
+        codec.parse_round_configuration,
+        lambda: replace(samples.configuration(), weight_terms=m.WeightTerms(0, 54)),
+    ),
     (codec.encode_roster_entry, codec.parse_roster_entry, samples.roster_entry),
+    (
+        codec.encode_roster_entry,
+        codec.parse_roster_entry,
+        lambda: replace(samples.roster_entry(), trust_256=54),
+    ),
     (codec.encode_update_manifest, codec.parse_update_manifest, samples.update_manifest),
     (codec.encode_update_receipt, codec.parse_update_receipt, samples.receipt),
 ]

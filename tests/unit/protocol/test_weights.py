@@ -8,19 +8,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from boltz_protocol import messages as m
 from boltz_protocol.errors import MalformedMessage, WeightRefused
 from boltz_protocol.ids import ClientId
 from boltz_protocol.weights import (
     SumNode,
     WeightLeaf,
     check_share,
+    check_weight,
     prove,
     prove_all,
+    relative_trust,
     root,
     sample_bucket,
     verify,
     weight,
 )
+from tests.support import samples
 from tests.support.keys import load_vectors
 
 
@@ -226,3 +230,57 @@ def test_vectors() -> None:
             )
             assert prove(leaves, leaf.index) == proof
             verify(leaf, len(leaves), proof, committed)
+
+
+# --- trust --------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 256), st.integers(1, 256))
+def test_trust_counts_relative_to_the_largest(one: int, other: int) -> None:
+    trust, top = min(one, other), max(one, other)
+    got = relative_trust(trust, top)
+    assert 1 <= got <= 256
+    assert abs(got - Fraction(256 * trust, top)) <= Fraction(1, 2) or got == 1
+    assert relative_trust(top, top) == 256
+
+
+@pytest.mark.parametrize(("trust", "top"), [(0, 5), (6, 5), (1, 257), (-1, 3)])
+def test_trust_out_of_its_range_is_refused(trust: int, top: int) -> None:
+    with pytest.raises(MalformedMessage):
+        relative_trust(trust, top)
+
+
+def told(
+    weight: int, *, trust: int = 54, top: int = 108, most: int = 255, told_terms: bool = True
+) -> tuple[m.RosterEntry, m.RoundConfiguration]:
+    """An entry of sample bucket 5 and quality 3 in a round whose cap on buckets is 6."""
+    entry = replace(samples.roster_entry(), weight=weight, trust_256=trust)
+    terms = m.WeightTerms(6, top) if told_terms else None
+    configuration = replace(
+        samples.configuration(), max_weight=most, total_weight=most + 2, weight_terms=terms
+    )
+    return entry, configuration
+
+
+def test_a_weight_is_computed_again_where_its_terms_are_told() -> None:
+    check_weight(*told(64))  # 255 / 2 for the bucket, half of it for the trust
+    check_weight(*told(40, most=40))  # lowered by the cap on shares
+    check_weight(*told(128, trust=108))
+    check_weight(*told(17, trust=0, told_terms=False))  # by a server that does not tell
+
+
+@pytest.mark.parametrize(
+    "said",
+    [told(63), told(65), told(64, most=63), told(64, most=70, trust=108), told(1), told(128)],
+)
+def test_another_weight_is_refused(said: tuple[m.RosterEntry, m.RoundConfiguration]) -> None:
+    with pytest.raises(WeightRefused, match="make"):
+        check_weight(*said)
+
+
+@pytest.mark.parametrize(
+    "said", [told(64, trust=0), told(64, told_terms=False), told(64, trust=109)]
+)
+def test_half_a_story_is_refused(said: tuple[m.RosterEntry, m.RoundConfiguration]) -> None:
+    with pytest.raises(MalformedMessage):
+        check_weight(*said)

@@ -474,6 +474,7 @@ class RoundConfiguration(_message.Message):
     SECURE_AGGREGATION_FIELD_NUMBER: _builtins.int
     GROUPING_FIELD_NUMBER: _builtins.int
     CLIP_INDICATOR_FIELD_NUMBER: _builtins.int
+    WEIGHT_TERMS_FIELD_NUMBER: _builtins.int
     mesh_id: _builtins.str
     """Name of the mesh. Set by the server."""
     round_id: _builtins.str
@@ -552,6 +553,12 @@ class RoundConfiguration(_message.Message):
     def grouping(self) -> Global___Grouping:
         """How the members are cut into groups; present exactly when `mode` is ROUND_MODE_GROUPED. Set by the plan."""
 
+    @_builtins.property
+    def weight_terms(self) -> Global___WeightTerms:
+        """What the roster's weights were computed with, so that a client can compute its own again; absent from servers that do not say. Set
+        by the server.
+        """
+
     def __init__(
         self,
         *,
@@ -588,14 +595,44 @@ class RoundConfiguration(_message.Message):
         secure_aggregation: Global___SecureAggregation | None = ...,
         grouping: Global___Grouping | None = ...,
         clip_indicator: _builtins.str = ...,
+        weight_terms: Global___WeightTerms | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["encryption_key", b"encryption_key", "grouping", b"grouping", "secure_aggregation", b"secure_aggregation"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["encryption_key", b"encryption_key", "grouping", b"grouping", "secure_aggregation", b"secure_aggregation", "weight_terms", b"weight_terms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "base_version", b"base_version", "bound_l2", b"bound_l2", "chunk_coordinates", b"chunk_coordinates", "clip_indicator", b"clip_indicator", "clip_norm", b"clip_norm", "created_at_ms", b"created_at_ms", "deadline_ms", b"deadline_ms", "delta", b"delta", "encryption_key", b"encryption_key", "epsilon_budget", b"epsilon_budget", "grouping", b"grouping", "hyperparameters_json", b"hyperparameters_json", "lanes", b"lanes", "max_weight", b"max_weight", "mesh_id", b"mesh_id", "min_survivors", b"min_survivors", "mode", b"mode", "model_id", b"model_id", "model_sha256", b"model_sha256", "noise_multiplier", b"noise_multiplier", "optimizer_state_sha256", b"optimizer_state_sha256", "parameters", b"parameters", "plan_revision", b"plan_revision", "privacy", b"privacy", "protocol_version", b"protocol_version", "roster_root", b"roster_root", "roster_size", b"roster_size", "round_id", b"round_id", "scale", b"scale", "secure_aggregation", b"secure_aggregation", "suite", b"suite", "total_weight", b"total_weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "base_version", b"base_version", "bound_l2", b"bound_l2", "chunk_coordinates", b"chunk_coordinates", "clip_indicator", b"clip_indicator", "clip_norm", b"clip_norm", "created_at_ms", b"created_at_ms", "deadline_ms", b"deadline_ms", "delta", b"delta", "encryption_key", b"encryption_key", "epsilon_budget", b"epsilon_budget", "grouping", b"grouping", "hyperparameters_json", b"hyperparameters_json", "lanes", b"lanes", "max_weight", b"max_weight", "mesh_id", b"mesh_id", "min_survivors", b"min_survivors", "mode", b"mode", "model_id", b"model_id", "model_sha256", b"model_sha256", "noise_multiplier", b"noise_multiplier", "optimizer_state_sha256", b"optimizer_state_sha256", "parameters", b"parameters", "plan_revision", b"plan_revision", "privacy", b"privacy", "protocol_version", b"protocol_version", "roster_root", b"roster_root", "roster_size", b"roster_size", "round_id", b"round_id", "scale", b"scale", "secure_aggregation", b"secure_aggregation", "suite", b"suite", "total_weight", b"total_weight", "weight_terms", b"weight_terms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RoundConfiguration: _TypeAlias = RoundConfiguration  # noqa: Y015
+
+@_typing.final
+class WeightTerms(_message.Message):
+    """What weights are computed with, beside the buckets and the trust of each client. With t = max(1, floor((256 * trust_256 +
+    floor(top_trust_256 / 2)) / top_trust_256)) a client weighs 255 * 2^(min(sample_bucket, cap) - cap) * (quality_bucket + 1) / 4 *
+    t / 256, rounded half to even, at least 1, and lowered to `max_weight` where it is more (see docs/partners.md).
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SAMPLE_BUCKET_CAP_FIELD_NUMBER: _builtins.int
+    TOP_TRUST_256_FIELD_NUMBER: _builtins.int
+    sample_bucket_cap: _builtins.int
+    """Sample buckets above this count like it, 0 to 31. Set by the plan."""
+    top_trust_256: _builtins.int
+    """The largest `trust_256` in the roster, 1 to 256: whoever has it is weighed by its buckets alone. Set by the server."""
+    def __init__(
+        self,
+        *,
+        sample_bucket_cap: _builtins.int = ...,
+        top_trust_256: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sample_bucket_cap", b"sample_bucket_cap", "top_trust_256", b"top_trust_256"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WeightTerms: _TypeAlias = WeightTerms  # noqa: Y015
 
 @_typing.final
 class Grouping(_message.Message):
@@ -672,6 +709,7 @@ class RosterEntry(_message.Message):
     GROUP_ID_FIELD_NUMBER: _builtins.int
     CERTIFICATE_CHAIN_DER_FIELD_NUMBER: _builtins.int
     CHECK_IN_FIELD_NUMBER: _builtins.int
+    TRUST_256_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     """Position in the roster, from 0. Set by the server."""
     client_id: _builtins.str
@@ -679,13 +717,17 @@ class RosterEntry(_message.Message):
     session_id: _builtins.str
     """The session that checked in. Set by the client."""
     weight: _builtins.int
-    """Weight, 1 to 255 = sample factor x quality factor x trust. Set by the server."""
+    """Weight, 1 to 255 = sample factor x quality factor x trust (see WeightTerms). Set by the server."""
     sample_bucket: _builtins.int
     """As checked in. Set by the client."""
     quality_bucket: _builtins.int
     """As checked in. Set by the client."""
     group_id: _builtins.int
     """Reserved for groups that are fixed before a round; always 0, since grouped rounds draw theirs in the attempt. Set by the server."""
+    trust_256: _builtins.int
+    """Trust of the mesh in the client for this model, in 1/256, 1 to 256; 0 from servers that do not say. Given exactly when
+    `RoundConfiguration.weight_terms` is. Registry.GetClientTrust tells what it comes from. Set by the server.
+    """
     @_builtins.property
     def certificate_chain_der(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """The client's certificate chain (DER), its own first; empty in `open` rounds, where nobody checks peers. Set by the server."""
@@ -706,10 +748,11 @@ class RosterEntry(_message.Message):
         group_id: _builtins.int = ...,
         certificate_chain_der: _abc.Iterable[_builtins.bytes] | None = ...,
         check_in: _common_pb2.SignedStatement | None = ...,
+        trust_256: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["check_in", b"check_in"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_chain_der", b"certificate_chain_der", "check_in", b"check_in", "client_id", b"client_id", "group_id", b"group_id", "index", b"index", "quality_bucket", b"quality_bucket", "sample_bucket", b"sample_bucket", "session_id", b"session_id", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_chain_der", b"certificate_chain_der", "check_in", b"check_in", "client_id", b"client_id", "group_id", b"group_id", "index", b"index", "quality_bucket", b"quality_bucket", "sample_bucket", b"sample_bucket", "session_id", b"session_id", "trust_256", b"trust_256", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -52,6 +52,38 @@ CLIENT_STATUS_REVOKED: ClientStatus.ValueType  # 4
 """Shut out for good."""
 Global___ClientStatus: _TypeAlias = ClientStatus  # noqa: Y015
 
+class _TrustEvidenceKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TrustEvidenceKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TrustEvidenceKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TRUST_EVIDENCE_KIND_UNSPECIFIED: _TrustEvidenceKind.ValueType  # 0
+    """Never valid."""
+    TRUST_EVIDENCE_KIND_CONDUCT: _TrustEvidenceKind.ValueType  # 1
+    """What the client did in a round."""
+    TRUST_EVIDENCE_KIND_OUTCOME: _TrustEvidenceKind.ValueType  # 2
+    """What its contribution looked like, where the mode lets the mesh look at it."""
+    TRUST_EVIDENCE_KIND_QUARANTINE: _TrustEvidenceKind.ValueType  # 3
+    """It is not selected for some rounds."""
+    TRUST_EVIDENCE_KIND_RELEASE: _TrustEvidenceKind.ValueType  # 4
+    """An operator ended its quarantine."""
+
+class TrustEvidenceKind(_TrustEvidenceKind, metaclass=_TrustEvidenceKindEnumTypeWrapper):
+    """Where an evidence comes from."""
+
+TRUST_EVIDENCE_KIND_UNSPECIFIED: TrustEvidenceKind.ValueType  # 0
+"""Never valid."""
+TRUST_EVIDENCE_KIND_CONDUCT: TrustEvidenceKind.ValueType  # 1
+"""What the client did in a round."""
+TRUST_EVIDENCE_KIND_OUTCOME: TrustEvidenceKind.ValueType  # 2
+"""What its contribution looked like, where the mode lets the mesh look at it."""
+TRUST_EVIDENCE_KIND_QUARANTINE: TrustEvidenceKind.ValueType  # 3
+"""It is not selected for some rounds."""
+TRUST_EVIDENCE_KIND_RELEASE: TrustEvidenceKind.ValueType  # 4
+"""An operator ended its quarantine."""
+Global___TrustEvidenceKind: _TypeAlias = TrustEvidenceKind  # noqa: Y015
+
 @_typing.final
 class ClientProfile(_message.Message):
     """Personal data, kept in one erasable table and in no log. All fields are optional."""
@@ -668,3 +700,251 @@ class RevokeClientResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RevokeClientResponse: _TypeAlias = RevokeClientResponse  # noqa: Y015
+
+@_typing.final
+class GetClientTrustRequest(_message.Message):
+    """Request of GetClientTrust."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLIENT_ID_FIELD_NUMBER: _builtins.int
+    MODEL_ID_FIELD_NUMBER: _builtins.int
+    PAGE_FIELD_NUMBER: _builtins.int
+    client_id: _builtins.str
+    """Which client, 32 hex digits. A client may ask for itself only. Set by the caller."""
+    model_id: _builtins.str
+    """For which model; empty means where the client stands for every model that has evidence about it, without the steps. Set by the
+    caller.
+    """
+    @_builtins.property
+    def page(self) -> _common_pb2.Page:
+        """Which page of the steps. Set by the caller."""
+
+    def __init__(
+        self,
+        *,
+        client_id: _builtins.str = ...,
+        model_id: _builtins.str = ...,
+        page: _common_pb2.Page | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["page", b"page"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_id", b"client_id", "model_id", b"model_id", "page", b"page"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetClientTrustRequest: _TypeAlias = GetClientTrustRequest  # noqa: Y015
+
+@_typing.final
+class GetClientTrustResponse(_message.Message):
+    """Response of GetClientTrust."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRUST_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Token of the next page; empty on the last. Set by the server."""
+    @_builtins.property
+    def trust(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClientTrust]:
+        """Where the client stands now: for the model that was asked for, or for each model by name. Set by the server."""
+
+    @_builtins.property
+    def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___TrustEvidence]:
+        """What led there, oldest first; empty where no model was asked for. Set by the server."""
+
+    def __init__(
+        self,
+        *,
+        trust: _abc.Iterable[Global___ClientTrust] | None = ...,
+        steps: _abc.Iterable[Global___TrustEvidence] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "steps", b"steps", "trust", b"trust"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetClientTrustResponse: _TypeAlias = GetClientTrustResponse  # noqa: Y015
+
+@_typing.final
+class ReleaseClientRequest(_message.Message):
+    """Request of ReleaseClient."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLIENT_ID_FIELD_NUMBER: _builtins.int
+    MODEL_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    client_id: _builtins.str
+    """Which client, 32 hex digits. Set by the caller."""
+    model_id: _builtins.str
+    """For which model. Set by the caller."""
+    reason: _builtins.str
+    """Why, for the record, at most 200 characters. Set by the caller."""
+    def __init__(
+        self,
+        *,
+        client_id: _builtins.str = ...,
+        model_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_id", b"client_id", "model_id", b"model_id", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleaseClientRequest: _TypeAlias = ReleaseClientRequest  # noqa: Y015
+
+@_typing.final
+class ReleaseClientResponse(_message.Message):
+    """Response of ReleaseClient."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRUST_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def trust(self) -> Global___ClientTrust:
+        """Where the client stands after it. Set by the server."""
+
+    def __init__(
+        self,
+        *,
+        trust: Global___ClientTrust | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["trust", b"trust"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["trust", b"trust"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleaseClientResponse: _TypeAlias = ReleaseClientResponse  # noqa: Y015
+
+@_typing.final
+class ClientTrust(_message.Message):
+    """Where a client stands for a model: a Beta reputation (Josang and Ismail 2002) in integers (see docs/partners.md)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_ID_FIELD_NUMBER: _builtins.int
+    ORDINAL_FIELD_NUMBER: _builtins.int
+    POSITIVE_256_FIELD_NUMBER: _builtins.int
+    NEGATIVE_256_FIELD_NUMBER: _builtins.int
+    SCORE_256_FIELD_NUMBER: _builtins.int
+    TRUST_256_FIELD_NUMBER: _builtins.int
+    QUARANTINED_UNTIL_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    model_id: _builtins.str
+    """Which model. Set by the server."""
+    ordinal: _builtins.int
+    """Rounds of the model that fixed a roster and ended. Set by the server."""
+    positive_256: _builtins.int
+    """Good experience, in 1/256, as far as it is not forgotten. Set by the server."""
+    negative_256: _builtins.int
+    """Bad experience, in 1/256, as far as it is not forgotten. Set by the server."""
+    score_256: _builtins.int
+    """Reputation, in 1/256: the mean of the Beta distribution; 128 for a newcomer. Set by the server."""
+    trust_256: _builtins.int
+    """What weighs in a round, in 1/256: mean less one standard deviation, at least 1; 54 for a newcomer. Set by the server."""
+    quarantined_until: _builtins.int
+    """Ordinal of the last round that it is not selected for; 0 where it is in no quarantine. Set by the server."""
+    steps: _builtins.int
+    """How many steps led here; 0 for a newcomer. Set by the server."""
+    def __init__(
+        self,
+        *,
+        model_id: _builtins.str = ...,
+        ordinal: _builtins.int = ...,
+        positive_256: _builtins.int = ...,
+        negative_256: _builtins.int = ...,
+        score_256: _builtins.int = ...,
+        trust_256: _builtins.int = ...,
+        quarantined_until: _builtins.int = ...,
+        steps: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_id", b"model_id", "negative_256", b"negative_256", "ordinal", b"ordinal", "positive_256", b"positive_256", "quarantined_until", b"quarantined_until", "score_256", b"score_256", "steps", b"steps", "trust_256", b"trust_256"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClientTrust: _TypeAlias = ClientTrust  # noqa: Y015
+
+@_typing.final
+class TrustEvidence(_message.Message):
+    """One step of a client's trust for a model: an evidence, and the state after it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQ_FIELD_NUMBER: _builtins.int
+    ORDINAL_FIELD_NUMBER: _builtins.int
+    ROUND_ID_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    GAIN_256_FIELD_NUMBER: _builtins.int
+    LOSS_256_FIELD_NUMBER: _builtins.int
+    INPUTS_JSON_FIELD_NUMBER: _builtins.int
+    POSITIVE_256_FIELD_NUMBER: _builtins.int
+    NEGATIVE_256_FIELD_NUMBER: _builtins.int
+    QUARANTINE_ROUNDS_FIELD_NUMBER: _builtins.int
+    TRUST_256_FIELD_NUMBER: _builtins.int
+    AT_MS_FIELD_NUMBER: _builtins.int
+    seq: _builtins.int
+    """Number of the step, from 1, without gaps. Set by the server."""
+    ordinal: _builtins.int
+    """Place of its round among the rounds of the model that fixed a roster and ended, from 1; of a step that no round brought about,
+    that of the last one before it. Set by the server.
+    """
+    round_id: _builtins.str
+    """Which round; empty where none brought it about. Set by the server."""
+    attempt: _builtins.int
+    """Which attempt of it; 0 where no round brought it about. Set by the server."""
+    kind: Global___TrustEvidenceKind.ValueType
+    """Where it comes from. Set by the server."""
+    reason: _builtins.str
+    """Machine-readable, such as "counted" or "second-digest". Set by the server."""
+    gain_256: _builtins.int
+    """Good experience gained, in 1/256. Set by the server."""
+    loss_256: _builtins.int
+    """Bad experience gained, in 1/256; as much of the good one is lost. Set by the server."""
+    inputs_json: _builtins.str
+    """A JSON object: all that gain and loss were computed from. Set by the server."""
+    positive_256: _builtins.int
+    """Good experience after it, in 1/256. Set by the server."""
+    negative_256: _builtins.int
+    """Bad experience after it, in 1/256. Set by the server."""
+    quarantine_rounds: _builtins.int
+    """Rounds that the client is not selected for after it. Set by the server."""
+    trust_256: _builtins.int
+    """What weighs after it, in 1/256, 1 to 256. Set by the server."""
+    at_ms: _builtins.int
+    """When, Unix time in milliseconds. Set by the server."""
+    def __init__(
+        self,
+        *,
+        seq: _builtins.int = ...,
+        ordinal: _builtins.int = ...,
+        round_id: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        kind: Global___TrustEvidenceKind.ValueType = ...,
+        reason: _builtins.str = ...,
+        gain_256: _builtins.int = ...,
+        loss_256: _builtins.int = ...,
+        inputs_json: _builtins.str = ...,
+        positive_256: _builtins.int = ...,
+        negative_256: _builtins.int = ...,
+        quarantine_rounds: _builtins.int = ...,
+        trust_256: _builtins.int = ...,
+        at_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_ms", b"at_ms", "attempt", b"attempt", "gain_256", b"gain_256", "inputs_json", b"inputs_json", "kind", b"kind", "loss_256", b"loss_256", "negative_256", b"negative_256", "ordinal", b"ordinal", "positive_256", b"positive_256", "quarantine_rounds", b"quarantine_rounds", "reason", b"reason", "round_id", b"round_id", "seq", b"seq", "trust_256", b"trust_256"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrustEvidence: _TypeAlias = TrustEvidence  # noqa: Y015

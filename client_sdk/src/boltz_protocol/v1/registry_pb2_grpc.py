@@ -81,6 +81,16 @@ class RegistryStub:
                 request_serializer=boltz__mesh_dot_v1_dot_registry__pb2.RevokeClientRequest.SerializeToString,
                 response_deserializer=boltz__mesh_dot_v1_dot_registry__pb2.RevokeClientResponse.FromString,
                 _registered_method=True)
+        self.GetClientTrust = channel.unary_unary(
+                '/boltz_mesh.v1.Registry/GetClientTrust',
+                request_serializer=boltz__mesh_dot_v1_dot_registry__pb2.GetClientTrustRequest.SerializeToString,
+                response_deserializer=boltz__mesh_dot_v1_dot_registry__pb2.GetClientTrustResponse.FromString,
+                _registered_method=True)
+        self.ReleaseClient = channel.unary_unary(
+                '/boltz_mesh.v1.Registry/ReleaseClient',
+                request_serializer=boltz__mesh_dot_v1_dot_registry__pb2.ReleaseClientRequest.SerializeToString,
+                response_deserializer=boltz__mesh_dot_v1_dot_registry__pb2.ReleaseClientResponse.FromString,
+                _registered_method=True)
 
 
 class RegistryServicer:
@@ -152,6 +162,22 @@ class RegistryServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetClientTrust(self, request, context):
+        """How far the mesh trusts a client, and every step that led there, with all that a caller needs to compute it again. Role: client
+        (itself only), operator, auditor. Errors: NOT_FOUND, PERMISSION_DENIED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReleaseClient(self, request, context):
+        """End a client's quarantine for a model at once; it starts anew as a newcomer. Role: operator. Errors: NOT_FOUND, STATE_CONFLICT
+        where it is in none.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RegistryServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -199,6 +225,16 @@ def add_RegistryServicer_to_server(servicer, server):
                     servicer.RevokeClient,
                     request_deserializer=boltz__mesh_dot_v1_dot_registry__pb2.RevokeClientRequest.FromString,
                     response_serializer=boltz__mesh_dot_v1_dot_registry__pb2.RevokeClientResponse.SerializeToString,
+            ),
+            'GetClientTrust': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetClientTrust,
+                    request_deserializer=boltz__mesh_dot_v1_dot_registry__pb2.GetClientTrustRequest.FromString,
+                    response_serializer=boltz__mesh_dot_v1_dot_registry__pb2.GetClientTrustResponse.SerializeToString,
+            ),
+            'ReleaseClient': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleaseClient,
+                    request_deserializer=boltz__mesh_dot_v1_dot_registry__pb2.ReleaseClientRequest.FromString,
+                    response_serializer=boltz__mesh_dot_v1_dot_registry__pb2.ReleaseClientResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -446,6 +482,60 @@ class Registry:
             '/boltz_mesh.v1.Registry/RevokeClient',
             boltz__mesh_dot_v1_dot_registry__pb2.RevokeClientRequest.SerializeToString,
             boltz__mesh_dot_v1_dot_registry__pb2.RevokeClientResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetClientTrust(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/boltz_mesh.v1.Registry/GetClientTrust',
+            boltz__mesh_dot_v1_dot_registry__pb2.GetClientTrustRequest.SerializeToString,
+            boltz__mesh_dot_v1_dot_registry__pb2.GetClientTrustResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReleaseClient(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/boltz_mesh.v1.Registry/ReleaseClient',
+            boltz__mesh_dot_v1_dot_registry__pb2.ReleaseClientRequest.SerializeToString,
+            boltz__mesh_dot_v1_dot_registry__pb2.ReleaseClientResponse.FromString,
             options,
             channel_credentials,
             insecure,

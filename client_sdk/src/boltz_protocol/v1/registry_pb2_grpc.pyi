@@ -55,6 +55,14 @@ class RegistryStub:
     """Let a suspended client in again. Role: operator. Errors: NOT_FOUND, STATE_CONFLICT."""
     RevokeClient: _grpc.UnaryUnaryMultiCallable[_registry_pb2.RevokeClientRequest, _registry_pb2.RevokeClientResponse]
     """Shut a client out for good; its open streams end at once. Role: operator. Errors: NOT_FOUND, STATE_CONFLICT."""
+    GetClientTrust: _grpc.UnaryUnaryMultiCallable[_registry_pb2.GetClientTrustRequest, _registry_pb2.GetClientTrustResponse]
+    """How far the mesh trusts a client, and every step that led there, with all that a caller needs to compute it again. Role: client
+    (itself only), operator, auditor. Errors: NOT_FOUND, PERMISSION_DENIED.
+    """
+    ReleaseClient: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ReleaseClientRequest, _registry_pb2.ReleaseClientResponse]
+    """End a client's quarantine for a model at once; it starts anew as a newcomer. Role: operator. Errors: NOT_FOUND, STATE_CONFLICT
+    where it is in none.
+    """
 
 @_typing.type_check_only
 class RegistryAsyncStub(RegistryStub):
@@ -83,6 +91,14 @@ class RegistryAsyncStub(RegistryStub):
     """Let a suspended client in again. Role: operator. Errors: NOT_FOUND, STATE_CONFLICT."""
     RevokeClient: _aio.UnaryUnaryMultiCallable[_registry_pb2.RevokeClientRequest, _registry_pb2.RevokeClientResponse]  # type: ignore[assignment]
     """Shut a client out for good; its open streams end at once. Role: operator. Errors: NOT_FOUND, STATE_CONFLICT."""
+    GetClientTrust: _aio.UnaryUnaryMultiCallable[_registry_pb2.GetClientTrustRequest, _registry_pb2.GetClientTrustResponse]  # type: ignore[assignment]
+    """How far the mesh trusts a client, and every step that led there, with all that a caller needs to compute it again. Role: client
+    (itself only), operator, auditor. Errors: NOT_FOUND, PERMISSION_DENIED.
+    """
+    ReleaseClient: _aio.UnaryUnaryMultiCallable[_registry_pb2.ReleaseClientRequest, _registry_pb2.ReleaseClientResponse]  # type: ignore[assignment]
+    """End a client's quarantine for a model at once; it starts anew as a newcomer. Role: operator. Errors: NOT_FOUND, STATE_CONFLICT
+    where it is in none.
+    """
 
 class RegistryServicer(metaclass=_abc_1.ABCMeta):
     """Enrolment and identity. `Enroll` is served on a TLS port of its own that asks for no client certificate; everything else needs
@@ -162,5 +178,25 @@ class RegistryServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_registry_pb2.RevokeClientResponse, _abc.Awaitable[_registry_pb2.RevokeClientResponse]]:
         """Shut a client out for good; its open streams end at once. Role: operator. Errors: NOT_FOUND, STATE_CONFLICT."""
+
+    @_abc_1.abstractmethod
+    def GetClientTrust(
+        self,
+        request: _registry_pb2.GetClientTrustRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.GetClientTrustResponse, _abc.Awaitable[_registry_pb2.GetClientTrustResponse]]:
+        """How far the mesh trusts a client, and every step that led there, with all that a caller needs to compute it again. Role: client
+        (itself only), operator, auditor. Errors: NOT_FOUND, PERMISSION_DENIED.
+        """
+
+    @_abc_1.abstractmethod
+    def ReleaseClient(
+        self,
+        request: _registry_pb2.ReleaseClientRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.ReleaseClientResponse, _abc.Awaitable[_registry_pb2.ReleaseClientResponse]]:
+        """End a client's quarantine for a model at once; it starts anew as a newcomer. Role: operator. Errors: NOT_FOUND, STATE_CONFLICT
+        where it is in none.
+        """
 
 def add_RegistryServicer_to_server(servicer: RegistryServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -15,12 +15,12 @@ CREATE TABLE trust_evidence (
     kind              text NOT NULL
                       CHECK (kind IN ('conduct', 'outcome', 'quarantine', 'release')),
     reason            text NOT NULL,
-    gain_256          bigint NOT NULL CHECK (gain_256 >= 0), -- experience, in 1/256ths
-    loss_256          bigint NOT NULL CHECK (loss_256 >= 0),
-    inputs            jsonb NOT NULL,                        -- all that gain and loss come from
-    positive_256      bigint NOT NULL CHECK (positive_256 >= 0), -- the state after it
-    negative_256      bigint NOT NULL CHECK (negative_256 >= 0),
-    quarantine_rounds integer NOT NULL CHECK (quarantine_rounds >= 0),
+    gain_256          integer NOT NULL CHECK (gain_256 BETWEEN 0 AND 12288), -- in 1/256ths
+    loss_256          integer NOT NULL CHECK (loss_256 BETWEEN 0 AND 12288),
+    inputs            jsonb NOT NULL,                       -- all that gain and loss come from
+    positive_256      integer NOT NULL CHECK (positive_256 BETWEEN 0 AND 4096), -- state after it
+    negative_256      integer NOT NULL CHECK (negative_256 BETWEEN 0 AND 12288),
+    quarantine_rounds integer NOT NULL CHECK (quarantine_rounds BETWEEN 0 AND 128),
     trust_256         integer NOT NULL CHECK (trust_256 BETWEEN 1 AND 256),
     at_ms             bigint NOT NULL,
     UNIQUE (model_id, client_id, seq),
@@ -37,3 +37,6 @@ CREATE TRIGGER trust_evidence_append_only
 -- What of a weight is the client's trust, in 1/256ths; 0 where nobody wrote it down.
 ALTER TABLE round_roster
     ADD COLUMN trust_256 integer NOT NULL DEFAULT 0 CHECK (trust_256 BETWEEN 0 AND 256);
+
+-- What was noted about a round's clients, when the round ends.
+CREATE INDEX security_events_round ON security_events (round_id) WHERE round_id IS NOT NULL;
