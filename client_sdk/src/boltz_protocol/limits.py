@@ -80,8 +80,8 @@ MAX_ERROR_DETAILS: Final = 8
 #: Clients of one round. The bitmap of survivors and the roster stay below a message's size.
 MAX_ROSTER: Final = 10_000
 MAX_ATTEMPTS: Final = 3
-#: Rows (clients or groups) of one robust rule: a chunk of each is in memory at once, 256 MiB at most
-#: in each thread that folds, and every one is compared with every other.
+#: Rows (clients or groups) of one robust rule: a chunk of each is in memory at once, 256 MiB at
+#: most in each thread that folds, and every one is compared with every other.
 MAX_ROBUST_ROWS: Final = 256
 MAX_WEIGHT: Final = 255
 #: Sample counts are sent as the bucket floor(log2(count)): 0 to 31.
