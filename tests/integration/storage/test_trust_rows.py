@@ -248,6 +248,7 @@ async def test_the_database_keeps_every_row(prepared: Database, statement: str) 
         {"negative_256": NEGATIVE_MOST_256 + 1},
         {"quarantine_rounds": MAX_QUARANTINE_ROUNDS + 1},
         {"kind": "'rumour'"},
+        {"inputs": "'[]'"},
         {"round_id": "NULL"},
         {"seq": 1},
     ],
