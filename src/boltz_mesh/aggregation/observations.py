@@ -106,6 +106,8 @@ class Observer:
         self.inner += other.inner
         self.residuals += other.residuals
         self.result_square += other.result_square
+        if other.slopes is not None:
+            self.slopes = other.slopes + (0.0 if self.slopes is None else self.slopes)
 
     def finish(self) -> Observations:
         """The observations of all blocks that were added."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from boltz_mesh.coordinator.evidence import record_outcome
+from boltz_mesh.coordinator.fold import NoisedSum
 from boltz_mesh.coordinator.parts import Parts
 from boltz_mesh.coordinator.work import Failed, Folded, Made, Outcome, manifest_of
 from boltz_mesh.rounds.event import (
@@ -19,16 +21,19 @@ from boltz_mesh.rounds.event import (
     VersionPublished,
 )
 from boltz_mesh.rounds.state import Aggregating, Releasing, RoundState
-from boltz_mesh.storage import models
+from boltz_mesh.storage import models, security_events
 from boltz_mesh.storage.models import NewModelVersion
 from boltz_mesh.storage.postgres import Connection
 from boltz_mesh.storage.round_events import AggregateBlob
+from boltz_mesh.storage.rounds import Round
 from boltz_protocol import codec
 from boltz_protocol import messages as m
 from boltz_protocol.ids import RoundId
 
 #: Who asked, where the coordinator itself ends a round.
 BY_COORDINATOR = "coordinator"
+#: Kind of the security event for a group whose sum its clients cannot have made together.
+GROUP_OUT_OF_RANGE = "group_out_of_range"
 #: Who promoted, where the plan's gate is "automatic".
 BY_GATE = "automatic"
 
@@ -52,12 +57,19 @@ class Settled:
 
 async def settle(
     connection: Connection,
+    found: Round,
     state: RoundState,
     outcome: Outcome | None,
     parts: Parts,
+    *,
     now_ms: int,
 ) -> Settled:
-    """Turn an outcome into events and rows; `state` is where the round stands under the lock."""
+    """Turn an outcome into events and rows.
+
+    Args:
+        found: the round, locked.
+        state: where it stands.
+    """
     match state, outcome:
         case Aggregating(), Folded(noised=None, reason=reason):
             return Settled((AggregateRejected(at_ms=now_ms, reason=reason),))
@@ -70,6 +82,7 @@ async def settle(
                 metrics=noised.metrics,
             )
             blob = AggregateBlob(noised.stored.blob_digest, noised.stored.wrapped_key)
+            await _record_rows(connection, found, state, noised, now_ms)
             return Settled((event,), aggregate=blob)
         case Aggregating(), Failed(reason=reason):
             return Settled((AbortRequested(at_ms=now_ms, by=BY_COORDINATOR, reason=reason),))
@@ -83,6 +96,28 @@ async def settle(
             return Settled(unused=files.blob_digests())
         case _:
             return Settled()
+
+
+async def _record_rows(
+    connection: Connection, found: Round, state: Aggregating, noised: NoisedSum, now_ms: int
+) -> None:
+    """What the aggregation has shown of its rows, in the transaction that counts it."""
+    for name in noised.left_out:
+        members = state.groups[int(name)].clients
+        await security_events.record_security_event(
+            connection,
+            kind=GROUP_OUT_OF_RANGE,
+            round_id=found.round_id,
+            detail={
+                "model": found.model_id,
+                "attempt": found.attempt,
+                "group": int(name),
+                "clients": [client for client in state.survivors if client in members],
+            },
+            at_ms=now_ms,
+        )
+    if noised.observations is not None:
+        await record_outcome(connection, found, state, noised.observations, now_ms)
 
 
 async def _publish(

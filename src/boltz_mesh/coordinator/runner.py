@@ -235,7 +235,7 @@ class RoundRunner:
             if verdict != Verdict():
                 state, _ = record.advance(before, events)
                 assert state is not None
-            settled = await settle(connection, state, outcome, self._parts, now_ms)
+            settled = await settle(connection, found, state, outcome, self._parts, now_ms=now_ms)
             events.extend(settled.events)
             if not events and not items:
                 return None, settled

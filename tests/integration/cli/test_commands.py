@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from boltz_mesh.rounds.plan import plan_from_toml
+from boltz_mesh.rounds.plan_robust import defence
 from boltz_mesh.storage.postgres import Channel
 from boltz_protocol.errors import ApprovalPending
 from boltz_protocol.join import parse_join_string
@@ -74,14 +75,27 @@ async def test_plans(cli: Cli, mesh: Mesh, model: str, tmp_path: Path) -> None:
     dry = await cli.on(mesh, "plan", "apply", str(file), "--dry-run")
     assert (dry.code, "Nothing was changed" in dry.out) == (0, True)
     first = await cli.on(mesh, "plan", "apply", str(file))
-    assert first.out == f"{model}: revision 1 applied; it allows rounds without limit.\n"
+    said, liars = first.out.splitlines()
+    assert said == f"{model}: revision 1 applied; it allows rounds without limit."
+    assert liars == f"Liars: {defence('open', 'weighted-mean')}."
     again = await cli.on(mesh, "plan", "apply", "-", stdin=plan_toml(model))
-    assert again.out == f"{model}: revision 1 says the same already.\n"
+    assert again.out.startswith(f"{model}: revision 1 says the same already.\n")
     assert (await cli.on(mesh, "plan", "apply", str(file), "--json")).document["changed"] is False
     shown = await cli.on(mesh, "plan", "show", model)
     assert shown.out.startswith("# revision 1, applied ")
+    assert f"\n# liars: {defence('open', 'weighted-mean')}\n" in shown.out
     assert plan_from_toml(shown.out) == plan_from_toml(plan_toml(model))
     assert (await cli.on(mesh, "plan", "show", model, "--json")).document["model_id"] == model
+
+
+async def test_a_sealed_plan_is_told_all_that_stands_against_liars(
+    cli: Cli, mesh: Mesh, model: str
+) -> None:
+    text = plan_toml(model, mode="sealed", min=3)
+    applied = await cli.on(mesh, "plan", "apply", "-", stdin=text)
+    shown = await cli.on(mesh, "plan", "show", model)
+    for said in (applied.out, shown.out):
+        assert "the range check of the sum are all that stands against a client that lies" in said
 
 
 async def test_the_example_plan_works_as_it_stands(cli: Cli, mesh: Mesh) -> None:

@@ -19,6 +19,7 @@ from boltz_mesh.storage import ledger
 from boltz_mesh.storage.lease import CoordinatorLease
 from boltz_mesh.storage.models import StoredBlob
 from boltz_mesh.storage.postgres import Connection
+from boltz_mesh.storage.rounds import get_round
 from boltz_protocol import limits
 from boltz_protocol.errors import RoundClosed, StateConflict
 from boltz_protocol.ids import ModelId
@@ -226,13 +227,17 @@ async def test_work_for_a_round_that_went_on_is_not_used(world: World) -> None:
     files = NewVersionFiles(2, stored, 1, None)
     plan = await world.declare(plan_text())
     base = await world.version(plan, 1)
+    round_id = await world.start(plan)
+    found = await world.tx(lambda c: get_round(c, round_id))
     for outcome, unused in (
         (Folded(NoisedSum(stored, 3, 9, {})), (b"b" * 32,)),
         (Made(files, plan, 1, base), (b"b" * 32,)),
         (Failed("too late"), ()),
         (None, ()),
     ):
-        settled = await world.tx(lambda c, o=outcome: settle(c, ended, o, world.parts, 1))  # type: ignore[misc]
+        settled = await world.tx(
+            lambda c, o=outcome: settle(c, found, ended, o, world.parts, now_ms=1)  # type: ignore[misc]
+        )
         assert (settled.events, settled.unused) == ((), unused)
 
 
