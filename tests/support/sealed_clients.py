@@ -18,6 +18,7 @@ from boltz_protocol.sealing import round_encoding, round_share_variance
 from boltz_protocol.secagg.client import Floors, SecaggClient
 from boltz_protocol.statement import CLIENT_ALGORITHMS, Statement, digest, verify
 from boltz_protocol.v1 import aggregator_pb2 as agg
+from tests.support.attacks.wire import Falsified
 from tests.support.clients import ControlStream, Offer, RawClient, Sealed, seal
 from tests.support.models import Vector
 
@@ -114,11 +115,16 @@ class SealedClient:
             shares_released=codec_sealed.shares_released_to_proto(released)
         )
 
-    def masked(self, delta: Vector) -> Sealed:
-        """This round's one vector: noised, masked, encrypted."""
+    def masked(self, delta: Vector, integers: Falsified = lambda values: None) -> Sealed:
+        """This round's one vector: noised, masked, encrypted; `integers` may falsify it first."""
         streams = self.secagg.mask_streams()
         noise = self._noise()
-        return seal(self.offer, delta, wire=lambda encoded: masked_update(encoded, streams, noise))
+        return seal(
+            self.offer,
+            delta,
+            integers=integers,
+            wire=lambda encoded: masked_update(encoded, streams, noise),
+        )
 
     def _noise(self) -> DiscreteGaussian | None:
         configuration = self.offer.configuration
