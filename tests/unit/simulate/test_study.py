@@ -20,7 +20,7 @@ from boltz_mesh.app.demo.settings import PRESET_60
 from boltz_mesh.app.demo.task import Market
 from boltz_mesh.app.simulate.attacks.sight import Attack
 from boltz_mesh.app.simulate.options import SimulateOptions, Study, attack_named, study_for
-from boltz_mesh.app.simulate.report import MOST_ERROR, Report, from_json, to_json
+from boltz_mesh.app.simulate.report import MOST_ERROR, Repetition, Report, from_json, to_json
 from boltz_mesh.app.simulate.run import Hostile, drawn, plain_mean, train
 from boltz_mesh.app.simulate.study import Bench, bench_of, error_of, generator, run_study
 from tests.unit.demo.worlds import write_folder
@@ -272,6 +272,20 @@ def test_the_matrix_as_a_table(folder: Path, capsys: pytest.CaptureFixture[str])
     assert "centered-clipping" in told
     assert "what one liar can do is bounded by the clip norm and by its share of the weight" in told
     assert "With noise, figures differ from seed to seed" in told
+
+
+def test_settings_that_gain_nothing_are_told(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = run(
+        ["simulate", "--attack", "mimic", "--model", "linear", "--epsilon", "0.2", "--attackers",
+         "1", "--rounds", "2", "--data", str(folder)]
+    )  # fmt: skip
+    told = capsys.readouterr().out
+    assert code == Exit.OK
+    assert "no better than the EWMA: there is no gain to keep" in told
+    gainless = Repetition(1.0, 1.1, 1.0, 1.0, 0, 0, 0, 0, 0, 0)
+    assert gainless.kept(0.9) == 0
 
 
 def test_the_command_prints_json_and_progress_apart(

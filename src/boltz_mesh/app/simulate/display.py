@@ -190,6 +190,12 @@ def sentences(report: Report) -> list[str]:
         "Masks cancel in each sum and are left out; clip, encoding, groups, noise, rules, trust "
         "and quarantine are the product's. Attackers see every honest update before they send.",
     ]
+    if report.cells[0].clean >= report.cells[0].ewma:
+        told.append(
+            "Without any attack these settings are no better than the EWMA: there is no gain to "
+            "keep, and the figures say little about attacks. Fewer groups, more clients or a "
+            "larger epsilon would do."
+        )
     missed = report.missed(rule)
     told.append(
         f"Under {rule} every attack here leaves the error within {MOST_OVER:.0%} of the clean run "
