@@ -1,6 +1,6 @@
 """The tables of docs/robustness.md, made from the results beside it; run it to renew them.
 
-    python -m tests.unit.docs.robustness
+python -m tests.unit.docs.robustness
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from tests.support.repository import ROOT
 
 PAGE = ROOT / "docs" / "robustness.md"
 RESULTS = ROOT / "docs" / "robustness"
-NAMES = ("open", "grouped", "open-noise", "grouped-noise", "sealed")
+NAMES = ("open", "grouped", "open-noise", "grouped-noise", "grouped-noise-12", "sealed")
 _PART = re.compile(r"(<!-- results: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
