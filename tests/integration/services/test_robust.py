@@ -45,7 +45,7 @@ SEVEN: Final[dict[str, Any]] = {"min": 7, "target": 7, "max": 7}
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def crowd(mesh: Mesh, clients: list[RawClient]) -> list[RawClient]:
     """Twenty clients."""
-    more = [await RawClient.enrol(mesh, client_key(number)) for number in range(60, 76)]
+    more = [await RawClient.enrol(mesh, client_key(number)) for number in range(200, 216)]
     return [*clients, *more]
 
 

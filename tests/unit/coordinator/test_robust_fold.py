@@ -253,7 +253,11 @@ def test_more_rows_than_can_be_compared_are_added_up_unseen(folder: Folder) -> N
     assert noised.observations is None
     assert read_back(folder, config, noised).tolist() == [count] * 3
     groups = [replace(row, group=place) for place, row in enumerate(rows)]
-    assert no_source(folder, grouped(3, count), groups)
+    config = grouped(3, count)
+    assert no_source(folder, config, groups)
+    noised = folder.fold(groups, config, mean_of(config), {}, threading.Event())
+    assert (noised.observations, noised.survivors) == (None, count)
+    assert read_back(folder, config, noised).tolist() == [count] * 3
 
 
 # --- groups -------------------------------------------------------------------------------------
@@ -381,6 +385,18 @@ def test_a_cancelled_pass_stops(folder: Folder) -> None:
         RobustSum.measured(
             source, RobustChoice("trimmed-mean", 1), 1, folder.executor, cancelled, ahead=2
         )
+
+
+def test_a_pass_that_is_cancelled_later_stops_at_its_next_chunk(folder: Folder) -> None:
+    config = configuration(10, clients=3)
+    rows = [stored(folder.blobs, config, np.zeros(10, np.int32)) for _ in range(3)]
+    cancelled = threading.Event()
+    how = robust(config, "trimmed-mean", 1)
+    chunks = folder._chunks(rows, config, how, {}, cancelled)
+    assert not chunks.make(0).values.any()
+    cancelled.set()
+    with pytest.raises(FoldCancelled):
+        chunks.make(0)
 
 
 def test_a_damaged_update_is_found_in_the_first_pass(folder: Folder, tmp_path: Path) -> None:
