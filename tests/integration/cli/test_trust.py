@@ -81,7 +81,7 @@ async def test_a_score_is_explained_and_recomputed(
     result = await cli.on(mesh, "clients", "trust", client, "--model", model, "--json")
     (document,) = result.document
     assert (document["agrees"], document["objections"]) == (True, [])
-    assert (document["model_id"], document["score_256"]) == (model, 138)
+    assert (document["model_id"], document["score_256"]) == (model, 128)
     first = document["steps"][0]
     assert first["round_id"] == round_id
     assert (first["kind"], first["reason"]) == ("TRUST_EVIDENCE_KIND_CONDUCT", "counted")
@@ -165,7 +165,7 @@ async def test_an_operator_releases_a_client(
     assert again.code == 3
     assert "is in no quarantine" in again.err
     shown = await cli.on(mesh, "clients", "trust", client, "--model", model)
-    assert "released by an operator (by local, because checked)" in shown.out
+    assert "released by an operator (because checked, by local)" in shown.out
     await put(mesh, model, client, Evidence(EvidenceKind.QUARANTINE, "far-off", inputs=why))
     told = await cli.on(mesh, "clients", "release", client, "--model", model, "--json")
     assert told.document["trust_256"] == 54
