@@ -164,12 +164,17 @@ def test_quarantine_leaves_fewer_groups_and_training_goes_on(
     hostile = Hostile(attack_named("sign-flip"), frozenset({3}))
     trained = train(made.populations[origin], scenario, hostile, generator(1, origin, 2))
     assert trained.rounds == 24
-    # Too few for three groups of five: the mesh waits for others, and the run ends.
-    few = replace(scenario, clients=36, groups=7, attackers=3)
-    assert few.fewest == 35
-    ended = train(made.populations[origin], few, hostile, generator(1, origin, 2))
-    assert ended.rounds <= 24
-    assert len(ended.shares) == ended.rounds
+
+
+def test_a_run_ends_where_quarantine_leaves_too_few(market: Market, table: PriceTable) -> None:
+    made = bench(market, table, attackers=2, rounds=12)
+    (scenario,) = made.study.scenarios
+    (origin,) = made.study.origins
+    hostile = Hostile(attack_named("sign-flip"), frozenset({0, 1}))
+    trained = train(made.populations[origin], scenario, hostile, generator(1, origin, 2))
+    assert trained.attackers_out == 2
+    # Four are left and the rule wants five: the mesh would wait for others.
+    assert trained.rounds == len(trained.shares) < 12
 
 
 def test_a_model_that_is_driven_out_of_range_counts_as_destroyed(
