@@ -126,7 +126,9 @@ def test_which_modes_reach_the_goals() -> None:
     assert len(result("sealed").missed("weighted-mean")) == 9
     assert "of 20: 9 of 14 miss a goal" in WORDS
     assert result("grouped-noise-12").missed(DEFAULT) == ("sign-flip", "scaling")
-    assert "with twelve groups sign-flip and scaling miss a goal" in WORDS
+    assert result("grouped-noise").missed(DEFAULT) == ("gaussian",)
+    assert "with nine groups gaussian misses the goals, with twelve sign-flip and scaling do" in WORDS
+    assert "1 of 14 misses a goal in 9 groups, 2 of 14 in 12" in WORDS
 
 
 def test_what_the_rule_costs_where_nobody_attacks() -> None:
