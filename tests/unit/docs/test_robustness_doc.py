@@ -39,7 +39,7 @@ ASKED: dict[str, dict[str, Any]] = {
     "grouped": {"mode": "grouped"},
     "open-noise": {"model": "linear", "epsilon": 2.0},
     "grouped-noise": {"model": "linear", "mode": "grouped", "groups": 9, "epsilon": 1.0},
-    "grouped-noise-12": {"model": "linear", "mode": "grouped", "epsilon": 1.0},
+    "grouped-noise-12": {"model": "linear", "mode": "grouped", "groups": 12, "epsilon": 1.0},
     "sealed": {"mode": "sealed"},
 }
 
@@ -127,7 +127,9 @@ def test_which_modes_reach_the_goals() -> None:
     assert "of 20: 9 of 14 miss a goal" in WORDS
     assert result("grouped-noise-12").missed(DEFAULT) == ("sign-flip", "scaling")
     assert result("grouped-noise").missed(DEFAULT) == ("gaussian",)
-    assert "with nine groups gaussian misses the goals, with twelve sign-flip and scaling do" in WORDS
+    assert (
+        "with nine groups gaussian misses the goals, with twelve sign-flip and scaling do" in WORDS
+    )
     assert "1 of 14 misses a goal in 9 groups, 2 of 14 in 12" in WORDS
 
 

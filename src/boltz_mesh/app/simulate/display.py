@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -171,8 +172,8 @@ def error_text(error: float) -> str:
 
 
 def share_text(share: float) -> str:
-    """A share of the gain; a model that is worse than the EWMA keeps none of it."""
-    return f"{share:.0%}" if share > 0 else "none"
+    """A share of the gain, rounded down; a model that is worse than the EWMA keeps none of it."""
+    return f"{math.floor(100 * share)}%" if share > 0 else "none"
 
 
 def sentences(report: Report) -> list[str]:
