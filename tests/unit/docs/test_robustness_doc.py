@@ -211,6 +211,13 @@ def test_the_bounds_of_newcomers_and_of_on_off() -> None:
     assert cell.share == 0
 
 
+def test_whom_drawings_of_groups_give_away() -> None:
+    report = result("grouped")
+    caught = [a for a in report.attacks if report.cell(a, DEFAULT).out == 4]
+    assert caught == ["sign-flip", "inner-product", "inflated-counts"]
+    assert "those of sign-flip, inner-product and inflated-counts are all put in" in WORDS
+
+
 def test_what_small_shifts_cost() -> None:
     names = ("min-max", "min-sum", "alie", "mimic")
     costs = [result("open").cell(name, DEFAULT).over_clean for name in names]
