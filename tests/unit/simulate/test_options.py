@@ -74,6 +74,15 @@ def test_a_matrix_is_all_attacks_under_all_rules_of_the_mode() -> None:
     assert len(rules) == 6
 
 
+def test_a_matrix_leaves_out_a_rule_that_asks_for_more_groups() -> None:
+    made = study_for(SimulateOptions(matrix=True, mode="grouped", groups=9), STOCKS, CALENDAR)
+    rules = [scenario.rule for scenario in made.scenarios]
+    assert len(rules) == 5
+    assert "multi-krum" not in rules
+    with pytest.raises(ConfigurationError, match="8 groups under mixed-trimmed-mean"):
+        study_for(SimulateOptions(matrix=True, mode="grouped", groups=8), STOCKS, CALENDAR)
+
+
 def test_the_rules_of_each_mode() -> None:
     assert rules_of("sealed", noised=False) == rules_of("sealed", noised=True) == ("weighted-mean",)
     assert rules_of("open", noised=True) == ("weighted-mean", "centered-clipping")

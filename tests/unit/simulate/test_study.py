@@ -20,7 +20,7 @@ from boltz_mesh.app.demo.settings import PRESET_60
 from boltz_mesh.app.demo.task import Market
 from boltz_mesh.app.simulate.attacks.sight import Attack
 from boltz_mesh.app.simulate.options import SimulateOptions, Study, attack_named, study_for
-from boltz_mesh.app.simulate.report import MOST_ERROR, Report, from_json, to_json
+from boltz_mesh.app.simulate.report import MOST_ERROR, Repetition, Report, from_json, to_json
 from boltz_mesh.app.simulate.run import Hostile, drawn, plain_mean, train
 from boltz_mesh.app.simulate.study import Bench, bench_of, error_of, generator, run_study
 from tests.unit.demo.worlds import write_folder
@@ -71,7 +71,8 @@ def test_the_same_seed_gives_the_same_figures(
 def test_without_attackers_a_run_is_the_demo_s_federation(
     market: Market, network: Market, table: PriceTable
 ) -> None:
-    made = bench(market, table, rule="weighted-mean")
+    # Sealed: nobody's row is looked at, so that weights stay equal.
+    made = bench(market, table, mode="sealed")
     (origin,) = made.study.origins
     desks = all_desks(network, origin, made.study.scenarios[0].layout)
     inputs = np.stack([rows.inputs for rows in desks])[None]
@@ -83,7 +84,7 @@ def test_without_attackers_a_run_is_the_demo_s_federation(
 
 
 def test_the_linear_run_is_the_demo_s_as_well(market: Market, table: PriceTable) -> None:
-    made = bench(market, table, model="linear", rule="weighted-mean")
+    made = bench(market, table, model="linear", mode="sealed")
     (origin,) = made.study.origins
     desks = all_desks(market, origin, PRESET_60.layout)
     trail = linear.simulate(
@@ -118,7 +119,7 @@ def test_a_rule_for_no_liars_is_as_blind_as_the_mean(market: Market, table: Pric
     (origin,) = made.study.origins
     population = made.populations[origin]
     attack: Attack = attack_named("sign-flip")
-    # Two lie where the rule withstands one.
+    # Three lie where the rule withstands none.
     hostile = Hostile(attack, frozenset({0, 1, 2}))
     weak = train(population, replace(scenario, attackers=0), hostile, generator(1, origin, 2))
     mean = train(
@@ -163,12 +164,17 @@ def test_quarantine_leaves_fewer_groups_and_training_goes_on(
     hostile = Hostile(attack_named("sign-flip"), frozenset({3}))
     trained = train(made.populations[origin], scenario, hostile, generator(1, origin, 2))
     assert trained.rounds == 24
-    # Too few for three groups of five: the mesh waits for others, and the run ends.
-    few = replace(scenario, clients=36, groups=7, attackers=3)
-    assert few.fewest == 35
-    ended = train(made.populations[origin], few, hostile, generator(1, origin, 2))
-    assert ended.rounds <= 24
-    assert len(ended.shares) == ended.rounds
+
+
+def test_a_run_ends_where_quarantine_leaves_too_few(market: Market, table: PriceTable) -> None:
+    made = bench(market, table, attackers=2, rounds=12)
+    (scenario,) = made.study.scenarios
+    (origin,) = made.study.origins
+    hostile = Hostile(attack_named("sign-flip"), frozenset({0, 1}))
+    trained = train(made.populations[origin], scenario, hostile, generator(1, origin, 2))
+    assert trained.attackers_out == 2
+    # Four are left and the rule wants five: the mesh would wait for others.
+    assert trained.rounds == len(trained.shares) < 12
 
 
 def test_a_model_that_is_driven_out_of_range_counts_as_destroyed(
@@ -177,16 +183,17 @@ def test_a_model_that_is_driven_out_of_range_counts_as_destroyed(
     made = bench(market, table)
     (origin,) = made.study.origins
     population = made.populations[origin]
-    wild = replace(attack_named("scaling"), craft=lambda sight: np.full(sight.own.shape, 1e30))
+    wild = replace(attack_named("scaling"), craft=lambda sight: np.full(sight.own.shape, 1e308))
     model = plain_mean(population, 20, Hostile(wild, frozenset({0})), generator(1, origin, 2))
     assert not np.isfinite(model).all()
     assert error_of(population, model, (1, 2)) == MOST_ERROR
     assert error_of(population, np.full(model.shape, 1e160), (1, 2)) == MOST_ERROR
-    away = attack_named("backdoor")
-    hostile = replace(away, craft=wild.craft)
-    cell = made.cell(hostile, made.study.scenarios[0], made.plains(hostile))
+    assert made._marked(attack_named("backdoor"), model, (1, origin)) == 0
+    # What a client can send at all is a float32.
+    far = replace(attack_named("scaling"), craft=lambda sight: np.full(sight.own.shape, 1e38))
+    cell = made.cell(far, made.study.scenarios[0], made.plains(far))
     assert cell.plain == MOST_ERROR
-    assert cell.plain_marked == 0
+    assert cell.attacked < 2 * cell.clean
 
 
 def test_attackers_are_drawn_by_the_seed() -> None:
@@ -270,6 +277,20 @@ def test_the_matrix_as_a_table(folder: Path, capsys: pytest.CaptureFixture[str])
     assert "centered-clipping" in told
     assert "what one liar can do is bounded by the clip norm and by its share of the weight" in told
     assert "With noise, figures differ from seed to seed" in told
+
+
+def test_settings_that_gain_nothing_are_told(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = run(
+        ["simulate", "--attack", "mimic", "--model", "linear", "--epsilon", "0.2", "--attackers",
+         "1", "--rounds", "2", "--data", str(folder)]
+    )  # fmt: skip
+    told = capsys.readouterr().out
+    assert code == Exit.OK
+    assert "no better than the EWMA: there is no gain to keep" in told
+    gainless = Repetition(1.0, 1.1, 1.0, 1.0, 0, 0, 0, 0, 0, 0)
+    assert gainless.kept(0.9) == 0
 
 
 def test_the_command_prints_json_and_progress_apart(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -171,8 +172,8 @@ def error_text(error: float) -> str:
 
 
 def share_text(share: float) -> str:
-    """A share of the gain; a model that is worse than the EWMA keeps none of it."""
-    return f"{share:.0%}" if share > 0 else "none"
+    """A share of the gain, rounded down; a model that is worse than the EWMA keeps none of it."""
+    return f"{math.floor(100 * share)}%" if share > 0 else "none"
 
 
 def sentences(report: Report) -> list[str]:
@@ -190,6 +191,12 @@ def sentences(report: Report) -> list[str]:
         "Masks cancel in each sum and are left out; clip, encoding, groups, noise, rules, trust "
         "and quarantine are the product's. Attackers see every honest update before they send.",
     ]
+    if report.cells[0].clean >= report.cells[0].ewma:
+        told.append(
+            "Without any attack these settings are no better than the EWMA: there is no gain to "
+            "keep, and the figures say little about attacks. Fewer groups, more clients or a "
+            "larger epsilon would do."
+        )
     missed = report.missed(rule)
     told.append(
         f"Under {rule} every attack here leaves the error within {MOST_OVER:.0%} of the clean run "

@@ -139,6 +139,9 @@ def study_for(options: SimulateOptions, stocks: tuple[str, ...], calendar: Calen
         sample_bucket_cap=_cap(options, preset.layout),
     )
     scenarios = tuple(replace(first, rule=rule) for rule in rules)
+    if options.matrix:
+        # A rule that asks for more rows than the default does has no column.
+        scenarios = (first, *(each for each in scenarios[1:] if _withstands(each)))
     for scenario in scenarios:
         _check_rows(scenario)
     _check_noise(first, options)
@@ -266,19 +269,27 @@ def _cap(options: SimulateOptions, layout: DeskLayout) -> int:
     return sample_bucket(layout.kept_rows)
 
 
+def _least_rows(scenario: Scenario) -> int:
+    """Rows with which the rule withstands the attackers, or more than half are honest."""
+    choice = scenario.robust
+    return 2 * scenario.attackers + 1 if choice is None else choice.fewest_rows
+
+
+def _withstands(scenario: Scenario) -> bool:
+    return scenario.attackers >= 1 and scenario.rows >= _least_rows(scenario)
+
+
 def _check_rows(scenario: Scenario) -> None:
     """Fewer than half may attack, and the rule must be able to withstand as many."""
+    if _withstands(scenario):
+        return
     f, rows = scenario.attackers, scenario.rows
     what = "groups" if scenario.mode == "grouped" else "clients"
-    choice = scenario.robust
     # Each liar more asks for two rows more.
-    least = 2 * f + 1 if choice is None else choice.fewest_rows
-    most = (rows - (least - 2 * f)) // 2
-    if f >= 1 and rows >= least:
-        return
+    most = max((rows - (_least_rows(scenario) - 2 * f)) // 2, 1)
     raise ConfigurationError(
-        f"--attackers {f}: {rows} {what} under {scenario.rule} withstand 1 to {max(most, 1)}; "
-        f"{max(1, min(most, DEFAULT_ATTACKERS))} would do, or more {what}",
+        f"--attackers {f}: {rows} {what} under {scenario.rule} withstand 1 to {most}; "
+        f"{min(most, DEFAULT_ATTACKERS)} would do, or more {what}",
         setting="--attackers",
     )
 

@@ -50,8 +50,9 @@ class Repetition:
     plain_marked: float
 
     def kept(self, error: float) -> float:
-        """Share of the clean run's gain over the EWMA that is left at this error."""
-        return (self.ewma - error) / (self.ewma - self.clean)
+        """Share of the clean run's gain over the EWMA that is left at this error; 0 without one."""
+        gain = self.ewma - self.clean
+        return (self.ewma - error) / gain if gain > 0 else 0.0
 
 
 class Cell(msgspec.Struct, frozen=True, kw_only=True):
