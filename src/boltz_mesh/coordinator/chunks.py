@@ -17,6 +17,7 @@ from boltz_mesh.coordinator.range_check import SumRange, signed
 from boltz_mesh.coordinator.robust_sum import RobustSum
 from boltz_mesh.coordinator.rows import ChunkRows, Float64Array, Int32Array, RowSource
 from boltz_mesh.coordinator.stored import FoldCancelled, StoredUpdate
+from boltz_mesh.trust.outliers import MIN_ROWS
 from boltz_protocol import limits
 from boltz_protocol.keystream import Keystream
 from boltz_protocol.messages import PRIVACY_NONE, RoundConfiguration, RoundMode
@@ -65,8 +66,8 @@ class Chunks:
     cancelled: threading.Event
 
     def observer(self) -> Observer | None:
-        """With nothing added yet."""
-        if self.source is None:
+        """With nothing added yet; None where nothing would come of it."""
+        if self.source is None or len(self.source.names) < MIN_ROWS:
             return None
         return Observer.init(self.source.names, tuple(self.source.weights.tolist()))
 

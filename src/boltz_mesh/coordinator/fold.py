@@ -48,6 +48,7 @@ from boltz_mesh.rounds.plan_rule import SumRule
 from boltz_mesh.services.files import EncryptedWriter, aggregate_context
 from boltz_mesh.storage.blobs import BlobStore
 from boltz_mesh.storage.models import StoredBlob
+from boltz_mesh.trust.outliers import MIN_ROWS
 from boltz_protocol.encoding import Encoding
 from boltz_protocol.key_wrap import KeyEncryptionKey
 from boltz_protocol.messages import RoundConfiguration, RoundMode
@@ -89,7 +90,8 @@ class NoisedSum:
         stored: encrypted file of int32, parameters then lanes; an orphan until it is charged.
         survivors, total_weight: of the sum.
         metrics: lane name -> noised mean.
-        observations: what the rows look like, where there are rows to look at.
+        observations: what the rows look like, where there are rows to look at, and enough of them
+            for evidence (`MIN_ROWS`).
         left_out: places of groups whose sums were out of range, under a robust rule.
     """
 
@@ -199,6 +201,9 @@ class Folder:
                 ahead=2 * FOLD_THREADS,
             )
             source = robust.source
+        elif source is not None and len(source.names) < MIN_ROWS:
+            # No evidence comes of so few: they are only added up, which takes half of the time.
+            source = None
         total_weight = sum(update.weight for update in updates)
         return Chunks(
             sums=sums,

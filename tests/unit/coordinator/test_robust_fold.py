@@ -141,22 +141,24 @@ def test_a_weight_is_taken_out_before_the_rule_and_kept_beside_it(folder: Folder
 
 def test_a_light_client_is_clipped_to_its_own_share(folder: Folder) -> None:
     """It may send what the heaviest may: as its own delta that is beyond the clip norm."""
-    config = configuration(400, clients=3, max_weight=200, total_weight=401)
+    config = configuration(400, clients=5, max_weight=200, total_weight=801)
     long = np.trunc(np.full(400, config.bound_l2 / 20)).astype(np.int32)
     light = stored(folder.blobs, config, long, weight=1)
-    others = [stored(folder.blobs, config, long, weight=200) for _ in range(2)]
+    others = [stored(folder.blobs, config, long, weight=200) for _ in range(4)]
     source = ClientSource(
         folder.blobs, config, (light, *others), Unprotected.of("open", config.privacy)
     )
     square = int(np.sum(long.astype(np.int64) ** 2))
-    factors = source.admit([square] * 3).factors
+    factors = source.admit([square] * 5).factors
     own = integer_bound_l2(round_encoding(config).clip_units / 200, 400)
-    assert factors.tolist() == [own / math.sqrt(square), 1.0, 1.0]
+    assert factors.tolist() == [own / math.sqrt(square), 1.0, 1.0, 1.0, 1.0]
     # The median of one, alone: its delta is no longer than the clip norm and its rounding.
     alone = replace(config, max_weight=200)
     mean, noised = folded(folder, alone, robust(alone, "coordinate-median", 0), [light])
     assert np.linalg.norm(mean) == pytest.approx(own * 200 / config.scale, rel=2e-3)
-    # What it has sent is told as it is.
+    # Alone it gives no evidence. Among others, what it has sent is told as it is.
+    assert noised.observations is None
+    _, noised = folded(folder, config, robust(config, "trimmed-mean", 1), [light, *others])
     assert noised.observations is not None
     assert noised.observations.norms[0] == pytest.approx(math.sqrt(square) * 200 / config.scale)
 
@@ -202,8 +204,8 @@ def test_what_the_rows_look_like_is_told_without_noise(folder: Folder, rule: str
 
 
 def test_a_replay_gives_the_same_bits(folder: Folder) -> None:
-    config = configuration(2 * CHUNK + 5, clients=4)
-    rows = [stored(folder.blobs, config, each) for each in random_updates(config, 4, seed=3)]
+    config = configuration(2 * CHUNK + 5, clients=5)
+    rows = [stored(folder.blobs, config, each) for each in random_updates(config, 5, seed=3)]
     how = robust(config, "mixed-trimmed-mean", 1)
     (first, one), (second, two) = (folded(folder, config, how, rows) for _ in range(2))
     assert np.array_equal(first, second)
@@ -295,14 +297,18 @@ def test_the_rule_is_applied_to_the_means_of_groups(folder: Folder, name: Robust
     np.testing.assert_allclose(noised.observations.norms, np.linalg.norm(means, axis=1), rtol=1e-5)
 
 
-def test_the_plain_mean_over_groups_tells_of_them_too(folder: Folder) -> None:
-    config = grouped(40, 2)
-    updates = random_updates(config, 10, seed=4)
+@pytest.mark.parametrize(("count", "told"), [(4, False), (5, True)])
+def test_the_plain_mean_over_groups_tells_of_them_too(
+    folder: Folder, count: int, told: bool
+) -> None:
+    config = grouped(40, count)
+    updates = random_updates(config, 5 * count, seed=4)
     rows, masks = masked(folder, config, in_groups(updates))
     mean, noised = folded(folder, config, mean_of(config), rows, masks)
     np.testing.assert_allclose(mean, np.mean(updates, axis=0) / config.scale)
-    assert noised.observations is not None
-    assert noised.observations.rows == ("0", "1")
+    seen = noised.observations
+    assert (seen is not None) is told
+    assert seen is None or seen.rows == ("0", "1", "2", "3", "4")
 
 
 def flooded(config: m.RoundConfiguration, how: str) -> Int32Array:
@@ -320,8 +326,8 @@ def flooded(config: m.RoundConfiguration, how: str) -> Int32Array:
 
 @pytest.mark.parametrize("how", ["ring", "coordinate", "norm"])
 def test_a_group_out_of_range_is_left_out_and_the_round_goes_on(folder: Folder, how: str) -> None:
-    config = grouped(400 if how == "norm" else CHUNK + 9, 4)
-    updates = random_updates(config, 20, seed=5)
+    config = grouped(400 if how == "norm" else CHUNK + 9, 6)
+    updates = random_updates(config, 30, seed=5)
     groups = in_groups(updates)
     zero = np.zeros(config.coordinates, np.int32)
     groups[2] = [flooded(config, how), zero, zero, zero, zero]
@@ -329,11 +335,11 @@ def test_a_group_out_of_range_is_left_out_and_the_round_goes_on(folder: Folder, 
     choice = robust(config, "coordinate-median", 1)
     mean, noised = folded(folder, config, choice, rows, masks)
     assert noised.left_out == ("2",)
-    assert (noised.survivors, noised.total_weight) == (20, 2000)
-    kept = [np.mean(groups[place], axis=0) / config.scale for place in (0, 1, 3)]
+    assert (noised.survivors, noised.total_weight) == (30, 3000)
+    kept = [np.mean(groups[place], axis=0) / config.scale for place in (0, 1, 3, 4, 5)]
     np.testing.assert_allclose(mean, coordinate_median(np.array(kept)), atol=2e-6)
     assert noised.observations is not None
-    assert noised.observations.rows == ("0", "1", "3")
+    assert noised.observations.rows == ("0", "1", "3", "4", "5")
     if how != "norm":
         # The plain mean is rejected with it; it holds only the length of all groups to its range.
         with pytest.raises(AggregateOutOfRange):
