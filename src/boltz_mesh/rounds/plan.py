@@ -303,8 +303,8 @@ privacy = "client-dp"             # required; or "none": no noise, and no epsilo
 noise_multiplier = 4.0            # noise on the sum / its sensitivity; default 0, for "none"
 
 promotion = "operator"            # who makes a candidate live: "operator" or "automatic"
-sample_bucket_cap = 10            # samples beyond 2^10 add no weight; set it to what an honest client
-                                  # has, since a liar may claim any number up to it
+sample_bucket_cap = 10            # samples beyond 2^10 add no weight; set it to what an honest
+                                  # client has, since a liar may claim any number up to it
 weight_share_cap = 1.0            # largest share of a round's weight that one client may have
 regions = []                      # only clients of these regions; empty: of any
 

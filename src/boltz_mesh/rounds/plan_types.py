@@ -371,8 +371,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     sample_bucket_cap: Annotated[
         int,
         Meta(
-            description="samples beyond 2^cap add no weight; set it to what an honest client has, since a "
-            "liar may claim any number up to it",
+            description="samples beyond 2^cap add no weight; set it to what an honest client "
+            "has, since a liar may claim any number up to it",
             ge=0,
             le=limits.MAX_SAMPLE_BUCKET,
             examples=[10],
