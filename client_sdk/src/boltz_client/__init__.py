@@ -13,6 +13,7 @@ from boltz_client.models import PulledModel
 from boltz_client.notices import Notice, NoticeKind, Summary
 from boltz_client.owner import OwnerLimits
 from boltz_client.peer_checks import PeerMemory
+from boltz_client.quality import quality_bucket
 from boltz_client.trainer import RoundContext, Trainer, TrainResult
 from boltz_protocol.errors import MeshError
 from boltz_protocol.messages import RoundMode
@@ -37,4 +38,5 @@ __all__ = [
     "TrainResult",
     "Trainer",
     "enroll",
+    "quality_bucket",
 ]

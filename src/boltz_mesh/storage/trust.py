@@ -52,7 +52,7 @@ class Standing:
     def quarantined_until(self) -> int | None:
         """See above."""
         left = self.state.quarantine_rounds
-        return self.ordinal + left if left else None
+        return max(self.ordinal, self.last_ordinal) + left if left else None
 
 
 async def ended_rounds(connection: Connection, model_id: ModelId) -> int:

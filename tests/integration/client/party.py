@@ -117,6 +117,15 @@ class Party:
         total = sum(weights[member.client.client_id] for member in members)
         return sum(one.value * weights[one.client.client_id] for one in members) / total
 
+    async def conduct(self, round_id: str) -> list[str]:
+        """What each member did in a round that has ended, as its trust was told."""
+        rows = await self.mesh.fetch(
+            "SELECT client_id, reason FROM trust_evidence WHERE round_id = $1 AND kind = 'conduct'",
+            round_id,
+        )
+        reasons = {row["client_id"]: str(row["reason"]) for row in rows}
+        return [reasons[member.client.client_id] for member in self.members]
+
     async def check_model(self, model: str, round_id: str, members: list[Member]) -> None:
         """The published model is the plain weighted mean of these members, within rounding."""
         mean = await self.weighted_mean(round_id, members)

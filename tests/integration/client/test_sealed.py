@@ -84,6 +84,8 @@ async def test_clients_that_die_in_each_phase(party: Party, model: str) -> None:
     for member in living:
         assert member.task is not None
         assert (await member.task).counted == 1
+    # Whoever left a step undone has lost trust by it, whether its update is in the sum or not.
+    assert await party.conduct(round_id) == [*["late"] * 3, *["counted"] * 4]
 
 
 async def test_who_is_late_helps_the_others(party: Party, model: str) -> None:
@@ -106,6 +108,7 @@ async def test_who_is_late_helps_the_others(party: Party, model: str) -> None:
     summary = await late.task
     assert (summary.published, summary.counted, summary.declined) == (1, 0, 0)
     assert len(late.heard.all(NoticeKind.LATE)) == 1
+    assert (await party.conduct(round_id))[0] == "not-needed"
     assert await asyncio.to_thread(stopped.wait, 10)
     assert not secrets_left(party)
 
@@ -120,6 +123,7 @@ async def test_the_deadline_makes_a_late_client_of_a_slow_one(party: Party, mode
     assert members[0].task is not None
     assert (await members[0].task).declined == 0
     assert len(members[0].heard.all(NoticeKind.LATE)) == 1
+    assert await party.conduct(round_id) == ["late", *["counted"] * 3]
 
 
 def assert_stopped(round: RoundContext) -> None:

@@ -66,7 +66,8 @@ async def test_a_round_adds_the_weighted_mean(
         assert outcome.phase is m.Phase.PUBLISHED
         assert outcome.counted
         assert (outcome.new_version, outcome.reason) == (2, "")
-    mean = (2 * 0.1 + 0.2 - 0.1) / 4
+    assert [offer.entry.weight for offer in offers] == [255, 128, 128]
+    mean = (255 * 0.1 + 128 * 0.2 - 128 * 0.1) / 511
     resolution = 1 / offers[0].configuration.scale
     np.testing.assert_allclose(await live(mesh, model), start + mean, atol=4 * resolution)
     # A second round starts from the new version.

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from boltz_mesh.storage.postgres import Channel
+from boltz_mesh.trust.reputation import LARGE_LOSS_256
 from boltz_protocol import messages as m
 from boltz_protocol.errors import (
     MalformedMessage,
@@ -83,6 +84,16 @@ async def up_to_upload(members: Sequence[SealedClient]) -> None:
     await each(members, advertise)
     await each(members, share)
     await each(members, SealedClient.shares)
+
+
+async def conduct(mesh: Mesh, round_id: str, member: SealedClient) -> tuple[str, int]:
+    """Why a client gained or lost trust by a round that has ended, and how much it lost."""
+    (row,) = await mesh.fetch(
+        "SELECT reason, loss_256 FROM trust_evidence WHERE round_id = $1 AND client_id = $2",
+        round_id,
+        member.client.client_id,
+    )
+    return str(row["reason"]), int(row["loss_256"])
 
 
 async def test_the_survivors_sum_and_nothing_else(
@@ -254,6 +265,7 @@ async def test_a_second_advertisement_is_refused(
     with refused(SecondMessage):
         await other.stream.next()
     await end(mesh, round_id, members)
+    assert await conduct(mesh, round_id, members[0]) == ("second-message", LARGE_LOSS_256)
 
 
 async def test_keys_of_another_client_are_refused(
@@ -320,6 +332,8 @@ async def test_a_lying_releaser_is_refused_and_the_round_goes_on(
         await members[0].stream.next()
     await each(members[1:], release)
     await published(mesh, round_id)
+    assert await conduct(mesh, round_id, members[0]) == ("share-refused", LARGE_LOSS_256)
+    assert await conduct(mesh, round_id, members[1]) == ("counted", 0)
     np.testing.assert_allclose(await live(mesh, model), np.full(8, 0.25), atol=1e-5)
     await leave([member.stream for member in members])
 

@@ -166,6 +166,13 @@ async def test_a_quarantine_ends_after_so_many_rounds(prepared: Database) -> Non
     assert back.trust_256 <= NEWCOMER.trust_256
 
 
+async def test_a_quarantine_of_an_open_round_lasts_from_its_end(prepared: Database) -> None:
+    await append(prepared, LOCKED, ordinal=1)
+    assert (await standing(prepared)).quarantined_until == 4
+    await end_round(prepared, 1)
+    assert (await standing(prepared)).quarantined_until == 4
+
+
 async def test_an_operator_ends_a_quarantine_at_once(prepared: Database) -> None:
     await end_round(prepared, 1)
     await append(prepared, BAD)
@@ -248,6 +255,7 @@ async def test_the_database_keeps_every_row(prepared: Database, statement: str) 
         {"negative_256": NEGATIVE_MOST_256 + 1},
         {"quarantine_rounds": MAX_QUARANTINE_ROUNDS + 1},
         {"kind": "'rumour'"},
+        {"inputs": "'[]'"},
         {"round_id": "NULL"},
         {"seq": 1},
     ],

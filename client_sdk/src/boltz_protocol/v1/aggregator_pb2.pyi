@@ -555,9 +555,7 @@ class RoundConfiguration(_message.Message):
 
     @_builtins.property
     def weight_terms(self) -> Global___WeightTerms:
-        """What the roster's weights were computed with, so that a client can compute its own again; absent from servers that do not say. Set
-        by the server.
-        """
+        """What the roster's weights were computed with, so that a client can compute its own again; absent where it is not told. Set by the server."""
 
     def __init__(
         self,

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
+from boltz_mesh.app.cli import client_trust
 from boltz_mesh.app.cli.connection import Connect, Mesh, on_mesh
 from boltz_mesh.app.cli.output import (
     as_dict,
@@ -21,7 +22,9 @@ from boltz_protocol.errors import ConfigurationError, InvalidPlan
 from boltz_protocol.v1 import common_pb2 as common
 from boltz_protocol.v1 import registry_pb2 as pb
 
-app = App(name="clients", help="Who belongs to the mesh: invite, list, approve, shut out.")
+app = App(name="clients", help="Who belongs to the mesh: invite, list, approve, trust, shut out.")
+app.command(client_trust.trust)
+app.command(client_trust.release)
 
 
 @app.command

@@ -40,7 +40,7 @@ class Exit(IntEnum):
 EXIT_CODES_HELP = (
     "Exit codes: 0 done; 1 internal error; 2 wrong arguments or settings; 3 refused by the mesh; "
     "4 mesh unreachable; 5 the round was aborted; 6 over the privacy budget; 7 the privacy audit "
-    "refutes the ledger; 130 interrupted."
+    "refutes the ledger, or trust does not follow from its steps; 130 interrupted."
 )
 
 

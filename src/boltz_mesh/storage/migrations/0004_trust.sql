@@ -17,7 +17,8 @@ CREATE TABLE trust_evidence (
     reason            text NOT NULL,
     gain_256          integer NOT NULL CHECK (gain_256 BETWEEN 0 AND 12288), -- in 1/256ths
     loss_256          integer NOT NULL CHECK (loss_256 BETWEEN 0 AND 12288),
-    inputs            jsonb NOT NULL,                       -- all that gain and loss come from
+    inputs            jsonb NOT NULL CHECK (jsonb_typeof(inputs) = 'object'), -- what gain and loss
+                                                                              -- come from
     positive_256      integer NOT NULL CHECK (positive_256 BETWEEN 0 AND 4096), -- state after it
     negative_256      integer NOT NULL CHECK (negative_256 BETWEEN 0 AND 12288),
     quarantine_rounds integer NOT NULL CHECK (quarantine_rounds BETWEEN 0 AND 128),
