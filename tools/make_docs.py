@@ -104,6 +104,7 @@ _CONFIG_MEANINGS: Final = {
     "privacy.client_epsilon": "most that one client may spend over all models, for ever; no such "
     "budget unless set",
     "privacy.client_delta": "delta of that epsilon; 1e-15 to 1e-4",
+    "validation.folder": "folder of `MODEL.npz` files to measure contributions on; none unless set",
     "telemetry.otlp_endpoint": "OTLP gRPC endpoint for traces; none are sent unless set",
     "telemetry.otlp_insecure": "plain connection to that endpoint",
     "telemetry.service_name": "name of the service in traces",

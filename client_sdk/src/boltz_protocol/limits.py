@@ -56,6 +56,8 @@ MAX_JOIN_STRING_CHARS: Final = 1200
 #: `[` + IPv6 or a DNS name of 253 + `]:65535`.
 MAX_ADDRESS_CHARS: Final = 261
 
+#: An operator's validation set, which the server keeps in memory: a million rows of 64 parameters.
+MAX_VALIDATION_BYTES: Final = 256 << 20
 #: A model file: MAX_COORDINATES of float32 and room for a header and for the optimizer's state.
 MAX_MODEL_FILE_BYTES: Final = 5 << 30
 #: A safetensors header: MAX_TENSORS names of MAX_NAME_CHARS, escaped, with shapes and offsets.

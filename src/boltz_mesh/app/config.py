@@ -74,6 +74,13 @@ class PrivacySection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     client_delta: float = 1e-6
 
 
+class ValidationSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Held-out data that contributions are measured on; the same on all replicas."""
+
+    #: Folder of MODEL.npz files, read when the server starts; none unless set.
+    folder: str = ""
+
+
 class TelemetrySection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """OpenTelemetry: traces go to an OTLP gRPC endpoint where one is set."""
 
@@ -92,6 +99,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     authority: AuthoritySection = AuthoritySection()
     enrollment: EnrollmentSection = EnrollmentSection()
     privacy: PrivacySection = PrivacySection()
+    validation: ValidationSection = ValidationSection()
     telemetry: TelemetrySection = TelemetrySection()
 
     @property

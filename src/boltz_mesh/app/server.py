@@ -23,6 +23,7 @@ from boltz_mesh.app.config import Config
 from boltz_mesh.app.credentials import move_credential, open_authority, write_credential
 from boltz_mesh.app.embedded_postgres import EmbeddedPostgres
 from boltz_mesh.app.tls import ServerTls
+from boltz_mesh.app.validation import read_validation
 from boltz_mesh.coordinator.driver import coordinate
 from boltz_mesh.coordinator.parts import Parts
 from boltz_mesh.rounds.plan_policy import privacy_policy
@@ -116,6 +117,7 @@ async def running_server(
         client_epsilon=config.privacy.client_epsilon,
         client_delta=config.privacy.client_delta,
     )
+    validation = await asyncio.to_thread(read_validation, config.validation.folder)
     data_dir = config.data_dir
     data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     async with AsyncExitStack() as stack:
@@ -158,6 +160,7 @@ async def running_server(
             chunks=executors[2],
             holder=config.mesh.replica,
             policy=policy,
+            validation=validation,
         )
         server = await stack.enter_async_context(
             _serving(config, parts, authority, transfers=executors[0])

@@ -15,7 +15,7 @@ from boltz_mesh.coordinator.client_rows import ClientSource
 from boltz_mesh.coordinator.group_rows import GroupSource, Sums
 from boltz_mesh.coordinator.range_check import SumRange, signed
 from boltz_mesh.coordinator.robust_sum import RobustSum
-from boltz_mesh.coordinator.rows import ChunkRows, Int32Array, RowSource
+from boltz_mesh.coordinator.rows import ChunkRows, Float64Array, Int32Array, RowSource
 from boltz_mesh.coordinator.stored import FoldCancelled, StoredUpdate
 from boltz_mesh.trust.outliers import MIN_ROWS
 from boltz_protocol import limits
@@ -51,6 +51,7 @@ class Chunks:
         unit: of the aggregate, in the delta's unit.
         source: rows that may be looked at; None where there are none.
         centred, robust: first passes; None under other rules.
+        slope: see `Summing`.
     """
 
     sums: Sums
@@ -61,6 +62,7 @@ class Chunks:
     source: RowSource | None
     centred: CentredSum | None
     robust: RobustSum | None
+    slope: Float64Array | None
     cancelled: threading.Event
 
     def observer(self) -> Observer | None:
@@ -77,9 +79,21 @@ class Chunks:
         values, square = self._made(index, rows)
         seen = self.observer()
         if seen is not None and rows is not None:
+            slope = self._slope(index, len(values))
             for part, block in rows.blocks():
-                seen.add(block, values[part].astype(np.float64) * self.unit)
+                result = values[part].astype(np.float64) * self.unit
+                seen.add(block, result, None if slope is None else slope[part])
         return Made(values, square, seen)
+
+    def _slope(self, index: int, size: int) -> Float64Array | None:
+        """What rows are measured along in a chunk, (size,): 0 for lanes, which no model has."""
+        if self.slope is None:
+            return None
+        values = np.zeros(size)
+        part = chunk_slice(index, self.sums.configuration.coordinates)
+        found = self.slope[part]
+        values[: len(found)] = found
+        return values
 
     def _made(self, index: int, rows: ChunkRows | None) -> tuple[Int32Array, int]:
         """The chunk and the squared length of what is held to a range."""

@@ -25,7 +25,7 @@ import contextlib
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
@@ -41,7 +41,7 @@ from boltz_mesh.coordinator.group_rows import Masks, Sums, by_group
 from boltz_mesh.coordinator.ordered import in_order
 from boltz_mesh.coordinator.range_check import SumRange
 from boltz_mesh.coordinator.robust_sum import RobustSum
-from boltz_mesh.coordinator.rows import Int32Array
+from boltz_mesh.coordinator.rows import Float64Array, Int32Array
 from boltz_mesh.coordinator.stored import FoldCancelled, StoredUpdate
 from boltz_mesh.rounds.plan_robust import RobustChoice
 from boltz_mesh.rounds.plan_rule import SumRule
@@ -71,12 +71,15 @@ class Summing:
         calibration: the noise that the round's holds are for.
         centre: of centered clipping.
         robust: what takes the place of adding up the rows, by the round's plan.
+        slope: (parameters,) float64, a direction that rows are measured along where there are rows
+            to look at: the gradient of a validation loss.
     """
 
     rule: SumRule
     calibration: Calibration
     centre: Centre | None = None
     robust: RobustChoice | None = None
+    slope: Float64Array | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +214,7 @@ class Folder:
             source=source,
             centred=centred,
             robust=robust,
+            slope=summing.slope,
             cancelled=cancelled,
         )
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
 
 from opentelemetry.trace import Tracer
@@ -15,6 +16,8 @@ from boltz_mesh.services.keyring import KeyRing
 from boltz_mesh.storage.blobs import BlobStore
 from boltz_mesh.storage.listen import Listener
 from boltz_mesh.storage.postgres import Database
+from boltz_mesh.trust.contribution import ValidationSet
+from boltz_protocol.ids import ModelId
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,7 @@ class Parts:
         heavy: threads that a fold or a publication takes one of, for as long as it lasts.
         chunks: threads that folds share for their chunks; not the same executor as `heavy`.
         policy: what the mesh demands of every round's privacy.
+        validation: held-out data of the operator's, by model, where there is any.
     """
 
     database: Database
@@ -42,3 +46,4 @@ class Parts:
     chunks: Executor
     holder: str
     policy: PrivacyPolicy
+    validation: Mapping[ModelId, ValidationSet] = field(default_factory=dict, repr=False)

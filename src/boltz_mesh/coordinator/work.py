@@ -26,6 +26,7 @@ from boltz_mesh.coordinator.publish import (
 )
 from boltz_mesh.coordinator.range_check import AggregateOutOfRange
 from boltz_mesh.coordinator.stored import StoredUpdate
+from boltz_mesh.coordinator.validation import gradient_of
 from boltz_mesh.rounds.plan import Plan
 from boltz_mesh.rounds.plan_robust import robust_choice
 from boltz_mesh.rounds.plan_rule import calibration_of, sum_rule_of
@@ -92,6 +93,15 @@ class Failed:
 Outcome = Folded | Made | Failed
 
 
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """What a round starts from; `step` made its base version, under centered clipping."""
+
+    plan: Plan
+    base: ModelVersion
+    step: PublishedStep | None
+
+
 class Work:
     """One run of one effect, in a thread. `cancel` stops it at its next chunk."""
 
@@ -112,20 +122,21 @@ class Work:
 
         async def body(
             connection: Connection,
-        ) -> tuple[
-            rounds.Round, list[roster.RosterEntry], list[Update], Plan, PublishedStep | None
-        ]:
+        ) -> tuple[rounds.Round, list[roster.RosterEntry], list[Update], _Start]:
             found = await rounds.get_round(connection, round_id)
             plan = plan_of(await plans.get_plan(connection, found.model_id, found.plan_revision))
             return (
                 found,
                 await roster.get_roster(connection, round_id, attempt),
                 await updates.list_updates(connection, round_id, attempt),
-                plan,
-                await _published_step(connection, found, plan),
+                _Start(
+                    plan,
+                    await models.get_model_version(connection, found.model_id, found.base_version),
+                    await _published_step(connection, found, plan),
+                ),
             )
 
-        found, entries, rows, plan, step = await self._parts.database.read("read_updates", body)
+        found, entries, rows, start = await self._parts.database.read("read_updates", body)
         configuration, config_digest = configuration_of(found)
         weights = {entry.client_id: entry.weight for entry in entries}
         by_client = {row.client_id: row for row in rows}
@@ -138,9 +149,7 @@ class Work:
             )
             groups, masks = await self._masks_in_sums(found, state)
             opened = [replace(row, group=groups.get(row.client_id, 0)) for row in opened]
-            noised = await self._in_thread(
-                lambda: self._fold(opened, configuration, masks, plan, step)
-            )
+            noised = await self._in_thread(lambda: self._fold(opened, configuration, masks, start))
         except (AggregateOutOfRange, TooFewClients) as error:
             return Folded(None, error.message)
         except NotFinite as error:
@@ -158,10 +167,10 @@ class Work:
         opened: Sequence[StoredUpdate],
         configuration: m.RoundConfiguration,
         masks: Masks,
-        plan: Plan,
-        step: PublishedStep | None,
+        start: _Start,
     ) -> NoisedSum:
         """In a thread."""
+        plan, step = start.plan, start.step
         folder = Folder(self._parts.blobs, self._parts.keyring.kek, self._parts.chunks)
         encoding = round_encoding(configuration)
         with ExitStack() as stack:
@@ -175,6 +184,7 @@ class Work:
                 calibration_of(plan, encoding),
                 centre,
                 robust_choice(plan),
+                gradient_of(self._parts, plan, start.base),
             )
             return folder.fold(opened, configuration, summing, masks, self._cancelled)
 

@@ -143,7 +143,11 @@ class AggregatorService(aggregator_pb2_grpc.AggregatorServicer):
 
     async def GetRound(self, request: pb.GetRoundRequest, context: Context) -> Any:
         """See the contract."""
-        return pb.GetRoundResponse(round=await self._rounds.get(parse_round_id(request.round_id)))
+        round_id = parse_round_id(request.round_id)
+        return pb.GetRoundResponse(
+            round=await self._rounds.get(round_id),
+            contributions=await self._rounds.contributions(round_id),
+        )
 
     async def ListRounds(self, request: pb.ListRoundsRequest, context: Context) -> Any:
         """See the contract."""

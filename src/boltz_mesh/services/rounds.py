@@ -15,11 +15,12 @@ from boltz_mesh.services.attempts import configuration_of
 from boltz_mesh.services.budgets import check_cohort, cost_of
 from boltz_mesh.services.clip_norms import clip_norm_after, plan_in_force
 from boltz_mesh.services.clock import Clock
+from boltz_mesh.services.contributions import contributions_of
 from boltz_mesh.services.ledger_checks import LedgerChecks
 from boltz_mesh.services.paging import decode_token, encode_token, page_size
 from boltz_mesh.services.plans import plan_of
 from boltz_mesh.services.texts import check_text
-from boltz_mesh.storage import clients, inbox, models, plans, round_stats
+from boltz_mesh.storage import clients, inbox, models, outcomes, plans, round_stats
 from boltz_mesh.storage import rounds as rows
 from boltz_mesh.storage.listen import Listener
 from boltz_mesh.storage.postgres import Channel, Connection, Database
@@ -134,6 +135,14 @@ class Rounds:
             return (await _shown(connection, [found]))[0]
 
         return await self._database.read("get_round", body)
+
+    async def contributions(self, round_id: RoundId) -> Sequence[pb.Contribution]:
+        """What the rows of a round contributed, as far as its mode let the mesh see it."""
+
+        async def body(connection: Connection) -> Sequence[outcomes.RoundOutcome]:
+            return (await outcomes.round_outcomes(connection, [round_id])).get(round_id, ())
+
+        return contributions_of(await self._database.read("get_contributions", body))
 
     async def list(
         self, model_id: ModelId | None, page: common_pb2.Page

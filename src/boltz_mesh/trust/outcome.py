@@ -11,11 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeGuard
+
+import msgspec
 
 from boltz_mesh.trust.outliers import ONE, Reading, Verdict
 from boltz_mesh.trust.reputation import GAIN_256, LARGE_LOSS_256, Evidence, EvidenceKind, Input
+from boltz_protocol.errors import MalformedMessage
+from boltz_protocol.limits import MAX_ROSTER
 
+_NAMES: Final = frozenset(Reading.__slots__) - {"influence"} | {"share_256", "bad_before"}
 #: Rounds that are looked back on to tell chance from habit.
 WINDOW: Final = 8
 #: A first round in which a client pulls against the others costs a quarter of what a good one
@@ -96,15 +101,26 @@ def inputs_of(outcome: Outcome) -> dict[str, Input]:
 
 
 def outcome_of(inputs: Mapping[str, Input]) -> Outcome:
-    """What `inputs_of` wrote down. Asserts that it is whole."""
+    """What `inputs_of` wrote down. Raises: MalformedMessage for anything else."""
     known = dict(inputs)
+    if known.keys() - {"influence"} != _NAMES:
+        raise MalformedMessage("these are not the inputs of an outcome")
     share_256, bad_before = known.pop("share_256"), known.pop("bad_before")
-    assert isinstance(share_256, int)
-    assert isinstance(bad_before, int)
-    reading = Reading(**known)  # type: ignore[arg-type]  # each is what inputs_of wrote
-    return Outcome(reading, share_256, bad_before)
+    if not (_within(share_256, 1, ONE) and _within(bad_before, 0, WINDOW - 1)):
+        raise MalformedMessage("a share is 1 to 256, and earlier bad rounds are 0 to 7")
+    if not (_within(known["members"], 1, MAX_ROSTER) and _within(known["rank_256"], 0, ONE)):
+        raise MalformedMessage(f"members are 1 to {MAX_ROSTER}, and a rank is 0 to 256")
+    try:
+        reading = msgspec.convert(known, Reading)
+    except msgspec.ValidationError as error:
+        raise MalformedMessage(f"an input of an outcome: {error}") from error
+    return Outcome(reading, int(share_256), int(bad_before))
+
+
+def _within(value: Input, least: int, most: int) -> TypeGuard[int]:
+    return type(value) is int and least <= value <= most
 
 
 def judge_outcome(inputs: Mapping[str, Input]) -> Evidence:
-    """The evidence, computed again from its inputs."""
+    """The evidence, computed again from its inputs. Raises: MalformedMessage."""
     return evidence_of(outcome_of(inputs))

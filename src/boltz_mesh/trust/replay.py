@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from boltz_mesh.trust.conduct import judge_conduct
+from boltz_mesh.trust.outcome import judge_outcome
 from boltz_mesh.trust.reputation import (
     MAX_QUARANTINE_ROUNDS,
     NEGATIVE_MOST_256,
@@ -28,7 +29,10 @@ from boltz_protocol.errors import MalformedMessage
 #: Computes an evidence again from its inputs. Raises: MalformedMessage where they are not its own.
 Judge = Callable[[Mapping[str, Input]], Evidence]
 #: By kind. A quarantine and a release are decisions: their rows hold no gain and no loss.
-JUDGES: Final[Mapping[EvidenceKind, Judge]] = {EvidenceKind.CONDUCT: judge_conduct}
+JUDGES: Final[Mapping[EvidenceKind, Judge]] = {
+    EvidenceKind.CONDUCT: judge_conduct,
+    EvidenceKind.OUTCOME: judge_outcome,
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,220 +3,36 @@ quarantine, what is told as a security event, and what may not be looked at at a
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
-
 import numpy as np
 import pytest
 
-from boltz_mesh.aggregation.observations import Observations, Observer
-from boltz_mesh.aggregation.rows import ClientRows, Unprotected
 from boltz_mesh.coordinator.evidence import (
     COLLUSION_HINT,
     OUTLIER,
     QUARANTINE,
     SUSPICION,
-    record_outcome,
 )
-from boltz_mesh.rounds.plan import plan_from_toml, plan_to_json
-from boltz_mesh.rounds.state import Aggregating, Group, RoundParameters
 from boltz_mesh.storage import (
-    clients,
     outcomes,
-    plans,
-    roster,
-    round_events,
-    rounds,
-    security_events,
     trust,
 )
-from boltz_mesh.storage.models import insert_model_version
-from boltz_mesh.storage.postgres import Connection, Database
-from boltz_mesh.storage.round_events import NewEvent, RoundEnd, RoundUpdate, SignedConfig
-from boltz_mesh.storage.rounds import RoundOutcome
-from boltz_mesh.storage.security_events import SecurityEvent
-from boltz_mesh.storage.trust import TrustRow
+from boltz_mesh.storage.postgres import Database
 from boltz_mesh.trust.outcome import judge_outcome
 from boltz_mesh.trust.reputation import GAIN_256, Evidence, EvidenceKind
-from boltz_protocol.ids import ClientId, SessionId
+from tests.integration.coordinator.evidence_rounds import (
+    COORDINATES,
+    GROUPED,
+    Rounds,
+    honest,
+    with_liars,
+)
 from tests.integration.coordinator.plan_text import plan_text
 from tests.support.rows import (
     MODEL,
     client_id,
-    digest,
-    new_client,
-    new_round,
-    new_version,
     round_id,
     tx,
 )
-
-COORDINATES = 64
-Array = np.ndarray
-OPEN = plan_text(model=MODEL, min=5, target=20, max=60)
-GROUPED = """\
-model = "rates"
-mode = "grouped"
-clip_norm = 1.0
-privacy = "client-dp"
-noise_multiplier = 1.0
-[budget]
-epsilon = 100.0
-delta = 1e-5
-[cohort]
-min = 60
-target = 60
-max = 60
-[grouping]
-count = 12
-[[tensors]]
-name = "weights"
-shape = [4]
-"""
-
-
-class Rounds:
-    """Rounds of one model with the same clients, each of which leaves evidence and ends."""
-
-    def __init__(self, database: Database, count: int, mode: str) -> None:
-        self.database = database
-        self.clients = [client_id(n) for n in range(count)]
-        self.mode = mode
-        self.number = 0
-
-    @classmethod
-    async def of(cls, database: Database, count: int, text: str = OPEN) -> Rounds:
-        plan = plan_from_toml(text)
-
-        async def body(connection: Connection) -> None:
-            for n in range(count):
-                await clients.insert_client(connection, new_client(n))
-            await plans.apply_plan(
-                connection,
-                MODEL,
-                json.loads(plan_to_json(plan)),
-                applied_by="ann",
-                applied_at_ms=1,
-            )
-            await insert_model_version(connection, new_version(1))
-
-        await tx(database, body)
-        return cls(database, count, plan.mode)
-
-    async def run(
-        self,
-        updates: Array,
-        *,
-        groups: Sequence[Sequence[int]] = (),
-        direction: Array | None = None,
-        absent: frozenset[int] = frozenset(),
-        weights: Callable[[int], int] = lambda n: 10,
-    ) -> None:
-        """One round with these rows, (n, COORDINATES), whose median is the result."""
-        self.number += 1
-        number = self.number
-        present = [n for n in range(len(self.clients)) if n not in absent]
-        names = [str(n) for n in range(len(groups))] or [self.clients[n] for n in present]
-        state = self._state(
-            [self.clients[n] for n in present],
-            tuple(
-                Group(clients=tuple(self.clients[n] for n in group), threshold=3)
-                for group in groups
-            ),
-        )
-        row_weights = [sum(map(weights, group)) for group in groups] or list(map(weights, present))
-
-        async def body(connection: Connection) -> None:
-            found = await rounds.create_round(connection, new_round(number))
-            await roster.insert_roster(
-                connection,
-                [
-                    roster.RosterEntry(
-                        round_id(number), 1, place, self.clients[n], SessionId("ee" * 16),
-                        weights(n), 0, 0, 0, b"entry",
-                    )
-                    for place, n in enumerate(present)
-                ],
-            )  # fmt: skip
-            seen = observed(names, row_weights, updates, direction)
-            await record_outcome(connection, found, state, seen, 70 + number)
-            await round_events.append_events(
-                connection,
-                round_id(number),
-                [NewEvent(9, "Ended", {})],
-                RoundUpdate(
-                    "PUBLISHED",
-                    1,
-                    None,
-                    config=SignedConfig(b"statement", digest("config")),
-                    end=RoundEnd(RoundOutcome.ABORTED, "test", 9),
-                ),
-                fencing_token=0,
-                expected_seq=0,
-            )
-
-        await tx(self.database, body)
-
-    def _state(self, survivors: list[ClientId], groups: tuple[Group, ...]) -> Aggregating:
-        parameters = RoundParameters(
-            round_id=round_id(self.number),
-            model_id=MODEL,
-            attempt=1,
-            base_version=1,
-            plan_revision=1,
-            min_clients=1,
-            target_clients=60,
-            max_clients=60,
-            wanted_clients=60,
-            selecting_ms=1,
-            collecting_ms=1,
-            aggregating_ms=1,
-            releasing_ms=1,
-            recovery_extension_ms=0,
-            mode=self.mode,  # type: ignore[arg-type]  # of a checked plan
-            groups=len(groups),
-            min_group_survivors=5 if groups else 0,
-        )
-        return Aggregating(
-            parameters=parameters, survivors=tuple(survivors), deadline_ms=9, groups=groups
-        )
-
-    async def rows(self, n: int, kind: EvidenceKind = EvidenceKind.OUTCOME) -> list[TrustRow]:
-        found = await tx(
-            self.database,
-            lambda c: trust.list_evidence(c, MODEL, self.clients[n], after=0, limit=1000),
-        )
-        return [row for row in found if row.evidence.kind is kind]
-
-    async def events(self, kind: str) -> list[SecurityEvent]:
-        found = await tx(
-            self.database, lambda c: security_events.list_security_events(c, limit=1000)
-        )
-        return [event for event in reversed(found) if event.kind == kind]
-
-    async def standing(self, n: int) -> trust.Standing:
-        found = await tx(self.database, lambda c: trust.read_trust(c, MODEL, [self.clients[n]]))
-        return found[self.clients[n]]
-
-
-def observed(
-    names: Sequence[str], weights: Sequence[int], updates: Array, direction: Array | None = None
-) -> Observations:
-    observer = Observer.init(tuple(names), tuple(weights))
-    rows = ClientRows(updates, Unprotected.of("open", "none"))
-    observer.add(rows, np.median(updates, axis=0), direction)
-    return observer.finish()
-
-
-def honest(seed: int, count: int = 20) -> Array:
-    rng = np.random.default_rng(seed)
-    return 1 + rng.normal(size=(count, COORDINATES))
-
-
-def with_liars(seed: int, *liars: int, count: int = 20) -> Array:
-    updates = honest(seed, count)
-    updates[list(liars)] *= -3
-    return updates
 
 
 async def test_each_survivor_has_a_row_that_its_inputs_explain(database: Database) -> None:
@@ -230,6 +46,7 @@ async def test_each_survivor_has_a_row_that_its_inputs_explain(database: Databas
         assert judge_outcome(first.evidence.inputs) == first.evidence
         assert judge_outcome(second.evidence.inputs) == second.evidence
         assert first.evidence.inputs["row"] == client_id(n)
+        assert await mesh.recomputes(n)
     losses = [row.evidence.loss_256 for row in await mesh.rows(19)]
     assert losses == [GAIN_256 // 4, GAIN_256 // 2]
     good = [row.evidence.gain_256 for row in await mesh.rows(3)]
@@ -274,6 +91,7 @@ async def test_after_a_quarantine_history_starts_anew_and_the_next_is_longer(
         assert (await mesh.standing(19)).quarantined_until is None
     await mesh.run(with_liars(7, 19))
     assert (await mesh.standing(19)).quarantined_until == 20 + 16
+    assert await mesh.recomputes(19)
     losses = [row.evidence.loss_256 for row in await mesh.rows(19)]
     assert losses[6] == GAIN_256 // 4
 

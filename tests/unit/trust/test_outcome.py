@@ -20,6 +20,7 @@ from boltz_mesh.trust.outcome import (
     outcome_of,
 )
 from boltz_mesh.trust.reputation import GAIN_256, EvidenceKind
+from boltz_protocol.errors import MalformedMessage
 from tests.unit.trust.readings import AGAINST, GOOD, OPPOSED, outcomes, reading
 
 
@@ -56,6 +57,38 @@ def test_a_group_s_outcome_is_divided_over_its_members() -> None:
     assert member.gain_256 == alone.gain_256 // 5
     bad = {"members": 5, "agreement_z_256": 2000, "agreement_256": 0}
     assert evidence_of(Outcome(reading(**bad), 51, 7)).loss_256 == MOST_LOSS_256 // 5
+
+
+def test_each_earlier_input_is_needed_and_no_other() -> None:
+    whole = dict(inputs_of(Outcome(reading())))
+    for name in whole:
+        with pytest.raises(MalformedMessage):
+            judge_outcome({key: value for key, value in whole.items() if key != name})
+    with pytest.raises(MalformedMessage, match="not the inputs of an outcome"):
+        judge_outcome({**whole, "more": 1})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("share_256", 0),
+        ("share_256", 257),
+        ("share_256", True),
+        ("bad_before", -1),
+        ("bad_before", WINDOW),
+        ("members", 0),
+        ("members", 1.0),
+        ("rank_256", 257),
+        ("rank_256", -1),
+        ("row", 5),
+        ("norm_z_256", 1.5),
+        ("silent", 1),
+        ("influence", "much"),
+    ],
+)
+def test_inputs_out_of_range_are_refused(name: str, value: str | float) -> None:
+    with pytest.raises(MalformedMessage):
+        judge_outcome({**inputs_of(Outcome(reading())), name: value})
 
 
 small = st.integers(-5000, 5000)

@@ -2079,22 +2079,82 @@ class GetRoundResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ROUND_FIELD_NUMBER: _builtins.int
+    CONTRIBUTIONS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def round(self) -> Global___Round:
         """The round. Set by the server."""
+
+    @_builtins.property
+    def contributions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Contribution]:
+        """What each row of its aggregation contributed, the best first. Empty where the mode hides it (`sealed` rounds, and `open` rounds with
+        noise), until it is aggregated, and with fewer than 5 rows. Set by the server.
+        """
 
     def __init__(
         self,
         *,
         round: Global___Round | None = ...,
+        contributions: _abc.Iterable[Global___Contribution] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["round", b"round"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["round", b"round"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["contributions", b"contributions", "round", b"round"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetRoundResponse: _TypeAlias = GetRoundResponse  # noqa: Y015
+
+@_typing.final
+class Contribution(_message.Message):
+    """What one row of an aggregation contributed: a client's update in an `open` round without noise, a group's noised mean in a `grouped`
+    round.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROW_FIELD_NUMBER: _builtins.int
+    CLIENTS_FIELD_NUMBER: _builtins.int
+    SHARE_FIELD_NUMBER: _builtins.int
+    AGREEMENT_FIELD_NUMBER: _builtins.int
+    INFLUENCE_FIELD_NUMBER: _builtins.int
+    VERDICT_FIELD_NUMBER: _builtins.int
+    row: _builtins.str
+    """Client id, or place of the group among the round's groups, from 0. Set by the server."""
+    share: _builtins.float
+    """Its share of the total weight, 0 to 1. Set by the server."""
+    agreement: _builtins.float
+    """Coefficient of its projection on the result: 1 for a row that equals the result, below 0 for one that pulls against it, in steps of
+    1/256. Set by the server.
+    """
+    influence: _builtins.float
+    """Fall of the loss on the operator's validation set that it brings, to first order, under a weighted mean; absent without such a set.
+    Set by the server.
+    """
+    verdict: _builtins.str
+    """What it looked like beside the other rows, such as "goes-with-the-others" or "unusual" (see docs/robustness.md). Set by the server."""
+    @_builtins.property
+    def clients(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The clients behind it: one, or the group's survivors. Set by the server."""
+
+    def __init__(
+        self,
+        *,
+        row: _builtins.str = ...,
+        clients: _abc.Iterable[_builtins.str] | None = ...,
+        share: _builtins.float = ...,
+        agreement: _builtins.float = ...,
+        influence: _builtins.float | None = ...,
+        verdict: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_influence", b"_influence", "influence", b"influence"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_influence", b"_influence", "agreement", b"agreement", "clients", b"clients", "influence", b"influence", "row", b"row", "share", b"share", "verdict", b"verdict"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__influence: _TypeAlias = _typing.Literal["influence"]  # noqa: Y015
+    _WhichOneofArgType__influence: _TypeAlias = _typing.Literal["_influence", b"_influence"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__influence) -> _WhichOneofReturnType__influence | None: ...
+
+Global___Contribution: _TypeAlias = Contribution  # noqa: Y015
 
 @_typing.final
 class ListRoundsRequest(_message.Message):

@@ -16,6 +16,7 @@ from tenacity import (
 )
 
 from boltz_mesh.app.cli.connection import Connect, Mesh, on_mesh
+from boltz_mesh.app.cli.contributions import print_contributions
 from boltz_mesh.app.cli.output import (
     Exit,
     as_dict,
@@ -72,12 +73,19 @@ def watch(round_id: str, /, *, connect: Connect = Connect()) -> int:
 
 @app.command
 def show(round_id: str, /, *, connect: Connect = Connect()) -> None:
-    """Show one round as it is now."""
+    """Show one round as it is now, and what each client or group contributed, where it shows."""
 
-    async def call(mesh: Mesh) -> pb.Round:
-        return (await mesh.aggregator.GetRound(pb.GetRoundRequest(round_id=round_id))).round
+    async def call(mesh: Mesh) -> pb.GetRoundResponse:
+        return await mesh.aggregator.GetRound(pb.GetRoundRequest(round_id=round_id))
 
-    _print([on_mesh(connect, call)], connect)
+    answer = on_mesh(connect, call)
+    if connect.json:
+        shown = [as_dict(each) for each in answer.contributions]
+        print_json([as_dict(answer.round) | ({"contributions": shown} if shown else {})])
+        return
+    _print([answer.round], connect)
+    if answer.contributions:
+        print_contributions(answer.contributions)
 
 
 @app.command(name="ls")

@@ -50,6 +50,10 @@ def up(
         list[str] | None,
         Parameter(help="Name or address that clients use; may be given several times."),
     ] = None,
+    validation: Annotated[
+        str | None,
+        Parameter(help="Folder of MODEL.npz files to measure contributions on."),
+    ] = None,
 ) -> int:
     """Start a mesh: server, coordinator and, unless DATABASE_URL is set, a database of its own."""
     settings = load_config(
@@ -64,6 +68,7 @@ def up(
                 "health_port": health_port,
                 "names": name,
             },
+            "validation": {"folder": validation},
         },
     )
     logging.basicConfig(
