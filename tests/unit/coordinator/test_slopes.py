@@ -15,6 +15,7 @@ from boltz_mesh.aggregation.observations import Observer
 from boltz_mesh.aggregation.rows import ClientRows, Unprotected
 from boltz_mesh.coordinator.fold import Folder
 from boltz_mesh.storage.directory_blobs import DirectoryBlobs
+from boltz_mesh.trust.outliers import MIN_ROWS
 from boltz_protocol import limits
 from boltz_protocol import messages as m
 from boltz_protocol.key_wrap import KeyEncryptionKey
@@ -57,8 +58,8 @@ def test_without_a_direction_there_are_none() -> None:
 def test_a_fold_measures_parameters_and_not_lanes(folder: Folder, parameters: int) -> None:
     """The last two cases have lanes on both sides of a chunk's end, or in a chunk of their own."""
     lanes = (m.Lane("loss", 0.01), m.Lane("rows", 0.001))
-    config = configuration(parameters, lanes=lanes)
-    updates = random_updates(config, 3, seed=parameters)
+    config = configuration(parameters, clients=MIN_ROWS, lanes=lanes)
+    updates = random_updates(config, MIN_ROWS, seed=parameters)
     direction = np.random.default_rng(2).normal(size=parameters)
     rows = [stored(folder.blobs, config, values) for values in updates]
     summing = replace(mean_of(config), slope=direction)
