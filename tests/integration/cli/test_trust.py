@@ -8,12 +8,14 @@ import numpy as np
 
 from boltz_mesh.storage import trust
 from boltz_mesh.storage.postgres import Connection
+from boltz_mesh.trust.outcome import Outcome, evidence_of
 from boltz_mesh.trust.reputation import ROUNDS, Evidence, EvidenceKind
 from boltz_protocol.ids import ClientId, ModelId
 from tests.integration.cli.running import Cli
 from tests.support.clients import RawClient, published, seal, start_round, submit
 from tests.support.mesh import Mesh
 from tests.support.models import declare
+from tests.unit.trust.readings import OPPOSED, reading
 
 
 async def play(mesh: Mesh, clients: list[RawClient], model: str) -> str:
@@ -64,8 +66,7 @@ async def test_a_score_is_explained_and_recomputed(
 ) -> None:
     round_id = await play(mesh, clients, model)
     client = clients[0].client_id
-    outcome = Evidence(EvidenceKind.OUTCOME, "far-off", 0, 64, {"z": 4.25, "rank": 1})
-    await put(mesh, model, client, outcome)
+    await put(mesh, model, client, evidence_of(Outcome(reading(**OPPOSED))))
     shown = await cli.on(mesh, "clients", "trust", client, "--model", model)
     assert shown.code == 0, shown.err
     lines = shown.out.splitlines()
@@ -76,12 +77,14 @@ async def test_a_score_is_explained_and_recomputed(
     assert re.split(r"\s{2,}", counted.strip())[2:] == [
         "its update counted", "0.500", "-", "0.500", "0.000", "0.336", "1.59",
     ]  # fmt: skip
-    assert any("far-off (rank 1, z 4.25)" in line for line in lines)
+    (against,) = [line for line in lines if "pulled against the others from far away" in line]
+    assert "distance z 7.812" in against
+    assert "agreement -1" in against
 
     result = await cli.on(mesh, "clients", "trust", client, "--model", model, "--json")
     (document,) = result.document
     assert (document["agrees"], document["objections"]) == (True, [])
-    assert (document["model_id"], document["score_256"]) == (model, 128)
+    assert (document["model_id"], document["score_256"]) == (model, 140)
     first = document["steps"][0]
     assert first["round_id"] == round_id
     assert (first["kind"], first["reason"]) == ("TRUST_EVIDENCE_KIND_CONDUCT", "counted")

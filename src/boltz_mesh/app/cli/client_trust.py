@@ -20,7 +20,7 @@ from boltz_mesh.app.cli.output import (
     when,
 )
 from boltz_mesh.trust.replay import Replayed, Step, replay
-from boltz_mesh.trust.reputation import NEWCOMER, ROUNDS, EvidenceKind, TrustState, forget
+from boltz_mesh.trust.reputation import NEWCOMER, ONE, ROUNDS, EvidenceKind, TrustState, forget
 from boltz_protocol.errors import MalformedMessage
 from boltz_protocol.v1 import common_pb2 as common
 from boltz_protocol.v1 import registry_pb2 as pb
@@ -42,6 +42,14 @@ _WORDS: Final = {
     "share-refused": "released a wrong share",
     "dealer-blamed": "dealt shares of something else",
     "released": "released by an operator",
+    "goes-with-the-others": "went with the others",
+    "pulls-no-way": "neither with nor against the others",
+    "next-to-nothing": "sent next to nothing",
+    "unusual": "unusual, and not against the others",
+    "against-the-others": "pulled against the others",
+    "far-and-against-the-others": "pulled against the others from far away",
+    "against-the-others-again-and-again": "pulled against the others again and again",
+    "its-groups-are-bad-again-and-again": "its groups are bad again and again",
 }
 
 
@@ -249,12 +257,17 @@ def _what(step: Step) -> str:
 
 
 def _facts(step: Step) -> str:
-    facts = [f"{name} {_fact(value)}" for name, value in step.inputs.items() if name != ROUNDS]
+    facts = [_fact(name, value) for name, value in step.inputs.items() if name != ROUNDS]
     return f" ({', '.join(facts)})" if facts else ""
 
 
-def _fact(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def _fact(name: str, value: Any) -> str:
+    """In plain units: what is counted in 1/256ths says so in its name."""
+    plain = name.removesuffix("_256")
+    if plain != name and isinstance(value, int):
+        value = value / ONE
+    shown = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{plain.replace('_', ' ')} {shown}"
 
 
 # --- for programs -------------------------------------------------------------------------------
