@@ -21,9 +21,10 @@ WEIGHTS = (255, 1, 30, 30, 7, 100, 12)
 
 def observe(rows: Float64Array, result: Float64Array, chunk: int) -> Observations:
     observer = Observer.init(NAMES[: len(rows)], WEIGHTS[: len(rows)])
+    direction = np.linspace(-1, 1, rows.shape[1])
     for start in range(0, rows.shape[1], chunk):
         place = slice(start, start + chunk)
-        observer.add(ClientRows(rows[:, place], OPEN), result[place])
+        observer.add(ClientRows(rows[:, place], OPEN), result[place], direction[place])
     return observer.finish()
 
 
@@ -43,6 +44,8 @@ def test_each_figure_by_its_definition(rows: Float64Array) -> None:
     result = rule.apply(rule.init(np.array(WEIGHTS, np.int64), gram_of(block)), block)
     found = observe(rows, result, 1000)
     assert found.rows == NAMES
+    assert found.slopes is not None
+    np.testing.assert_allclose(found.slopes, rows @ np.linspace(-1, 1, rows.shape[1]))
     assert list(found.weights) == list(WEIGHTS)
     for place, row in enumerate(rows):
         assert found.norms[place] == pytest.approx(np.linalg.norm(row))
